@@ -1,0 +1,142 @@
+"""Test plumbing for the whole course: nothing here checks anything by itself.
+
+Four services, all automatic:
+- `import dataloader` in FOLDER/tests/test_*.py means FOLDER/dataloader.py, although other folders have modules of the
+  same name (`FolderImports`);
+- connections to other computers are refused unless a test is marked `network`; this covers notebooks too, because
+  `pytest --nbval` runs them in the offline kernel of setup/tools/offline_kernel.py;
+- every test starts from seed 123 and in an empty temporary working folder;
+- fixture `offline_kernel`: the name of that kernel, for tests that start one through nbclient.
+"""
+
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent
+SEED = 123
+
+
+def _load_offline_kernel():
+    """Import setup/tools/offline_kernel.py under a private name: tests of the tools import their own copy."""
+    spec = importlib.util.spec_from_file_location("_course_offline_kernel", ROOT / "setup" / "tools" / "offline_kernel.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+offline = _load_offline_kernel()
+
+
+def folder_of(path: Path) -> Path:
+    """The folder that a test file belongs to: the parent of its `tests` folder, else the folder it lies in."""
+    for parent in Path(path).resolve().parents:
+        if parent.name == "tests":
+            return parent.parent
+    return Path(path).resolve().parent
+
+
+class FolderImports:
+    """Gives each folder's tests their own `sys.path` entries and their own modules, and keeps them for the next visit."""
+
+    def __init__(self):
+        self.folder = None
+        self.modules = {}  # folder -> {module name: module}
+
+    def enter(self, folder: Path) -> None:
+        """Make plain imports find the modules of `folder`."""
+        if folder != self.folder:
+            self._park()
+            self.folder = folder
+            sys.modules.update(self.modules.get(folder, {}))
+        paths = [str(folder), str(folder / "tests")]
+        if sys.path[:2] != paths:
+            sys.path[:] = paths + [entry for entry in sys.path if entry not in paths]
+
+    def _park(self) -> None:
+        """Take the current folder's modules out of `sys.modules` (and out of `sys.path`), remembering them."""
+        if self.folder is None:
+            return
+        local = {name: module for name, module in list(sys.modules.items()) if self._is_local(name, module)}
+        for name in local:
+            del sys.modules[name]
+        self.modules[self.folder] = local
+        paths = (str(self.folder), str(self.folder / "tests"))
+        sys.path[:] = [entry for entry in sys.path if entry not in paths]
+
+    def _is_local(self, name: str, module) -> bool:
+        file = getattr(module, "__file__", None)
+        if not file or name.startswith("_course_") or name == "__main__":
+            return False
+        path = Path(file)
+        if path.name == "conftest.py" or path.name.startswith("test_") or "site-packages" in path.parts:
+            return False  # pytest keeps test modules under unique names of their own
+        return self.folder == path.parent or self.folder in path.parents
+
+
+imports = FolderImports()
+
+
+def pytest_configure(config):
+    """Install the guard, the kernelspec, and the settings that `--nbval` needs."""
+    offline.install_guard()
+    config._course_jupyter = Path(tempfile.mkdtemp(prefix="course-jupyter-"))
+    kernel_name = offline.announce(config._course_jupyter)
+    os.environ.setdefault("MPLBACKEND", "Agg")  # for plain tests; the kernel drops it again
+    option = config.option
+    if getattr(option, "nbval", False) or getattr(option, "nbval_lax", False):
+        if not option.nbval_kernel_name and not option.nbval_current_env:
+            option.nbval_kernel_name = kernel_name
+        if getattr(option, "dist", "no") in ("load", "worksteal"):
+            option.dist = "loadfile"  # the cells of one notebook share one kernel, so they stay together
+
+
+def pytest_unconfigure(config):
+    folder = getattr(config, "_course_jupyter", None)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_make_collect_report(collector):
+    """Before a test module is imported, switch to its folder."""
+    if isinstance(collector, pytest.Module):
+        imports.enter(folder_of(collector.path))
+    return (yield)
+
+
+def _seed() -> None:
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "manual_seed"):
+        torch.manual_seed(SEED)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item, nextitem):
+    """Run each test in its own folder's imports, seeded, and offline unless it is marked `network`."""
+    if isinstance(item, pytest.Function):
+        imports.enter(folder_of(item.path))
+        _seed()  # for fixtures of wider scope
+    if item.get_closest_marker("network"):
+        with offline.outside_allowed():
+            return (yield)
+    return (yield)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_start(tmp_path, monkeypatch):
+    """Seed again after fixtures of wider scope, and work in an empty folder, so that no test litters the repository."""
+    monkeypatch.chdir(tmp_path)
+    _seed()
+
+
+@pytest.fixture(scope="session")
+def offline_kernel() -> str:
+    """Name of the Jupyter kernel that refuses outside addresses (its kernelspec is on JUPYTER_PATH)."""
+    return offline.KERNEL_NAME
