@@ -1,0 +1,78 @@
+# Commands of the course. `make help` lists them. Each one sets up .venv first when it is missing or out of date.
+#
+#   PYTHON=python3.12 make setup     choose the interpreter (3.10 to 3.13)
+#   RUN_DIR=/path/to/folder make run choose where `make run` writes
+#
+# Packages come through pip's own settings, so a proxy, a mirror or a folder of wheels works unchanged:
+#   PIP_INDEX_URL=...     PIP_NO_INDEX=1 PIP_FIND_LINKS=/path/to/wheels     PIP_CERT=...
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN_DIR ?= runs/first-model
+PROMPT ?= The tide clock
+EXTRAS := $(sort $(wildcard ch0*/*/requirements-extra.txt) $(wildcard appendix-*/*/requirements-extra.txt) \
+                 $(wildcard ch0*/*/*/requirements-extra.txt))
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.course-stamp
+WANTED := requirements.txt setup/constraints.txt setup/data-packages.txt $(EXTRAS)
+DATA_FLAGS := --no-deps --force-reinstall --ignore-requires-python --require-hashes
+
+export PYTHONUTF8 := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup check run lab test test-fast lint copies notebooks notebooks-clean notebooks-check bench clean
+
+help:  ## list these commands
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
+
+# The stamp is written last, so a set-up that was cut off is done again.
+$(STAMP): $(WANTED)
+	@if [ ! -x "$(PY)" ]; then \
+	    $(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else f"Python {v[0]}.{v[1]} found, the course needs 3.10 to 3.13. Choose one: make setup PYTHON=python3.12")' \
+	    && $(PYTHON) -m venv "$(VENV)" || { rm -rf "$(VENV)"; echo "FIX: install Python 3.10 to 3.13 with its venv module, see setup/README.md" >&2; exit 1; }; \
+	fi
+	@echo "setting up $(VENV): a few minutes, about 2 to 3 GB (once)"
+	$(PY) -m pip install --quiet -r requirements.txt $(foreach f,$(EXTRAS),-r $(f)) -c setup/constraints.txt
+	$(PY) -m pip install --quiet $(DATA_FLAGS) -r setup/data-packages.txt
+	@touch $@
+
+setup: $(STAMP)  ## create .venv with everything the course needs
+
+check: $(STAMP)  ## check the environment; every failure says how to fix it
+	$(PY) setup/02_installing-python-libraries/python_environment_check.py
+
+run: $(STAMP)  ## pretrain a GPT on the course's story on this machine, then let it write
+	$(PY) ch05/01_main-chapter-code/gpt_train.py --output_dir "$(RUN_DIR)" --overwrite
+	$(PY) ch05/01_main-chapter-code/gpt_generate.py --weights "$(RUN_DIR)/model.pth" --prompt "$(PROMPT)"
+
+lab: $(STAMP)  ## open the course in JupyterLab
+	$(PY) -m jupyterlab
+
+test: $(STAMP)  ## everything: lint, proofs, unit tests, every notebook
+	$(PY) setup/tools/run_tests.py
+
+test-fast: $(STAMP)  ## lint, proven copies, quick unit tests
+	$(PY) setup/tools/run_tests.py --fast
+
+lint: $(STAMP)  ## ruff and the quote check
+	$(PY) setup/tools/run_tests.py --only lint
+
+copies: $(STAMP)  ## write every generated file again
+	$(PY) setup/tools/copies.py
+
+notebooks: $(STAMP)  ## execute, measure and save notebooks (NOTEBOOKS="a.ipynb b.ipynb", default all)
+	$(PY) setup/tools/notebooks.py run $(NOTEBOOKS)
+
+notebooks-clean: $(STAMP)  ## normalize the metadata of saved notebooks
+	$(PY) setup/tools/notebooks.py clean $(NOTEBOOKS)
+
+notebooks-check: $(STAMP)  ## check the rules notebooks follow
+	$(PY) setup/tools/notebooks.py check $(NOTEBOOKS)
+
+bench: $(STAMP)  ## side-by-side timings
+	$(PY) setup/tools/bench.py
+
+clean:  ## remove .venv, runs and caches
+	rm -rf "$(VENV)" runs build .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
