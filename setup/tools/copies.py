@@ -144,6 +144,9 @@ def load(root: Path) -> dict:
                 raise Problem(
                     f"{CONFIG}: a [[{kind}]] entry has the keys {sorted(entry)}, needs {sorted(required)}, may have {sorted(optional)}"
                 )
+    for entry in config.get("merge", []):
+        if not all(part.keys() == {"path", "names"} and part["names"] for part in entry["sources"]):
+            raise Problem(f"{CONFIG}: each source of {entry['target']} needs a path and a list of names")
     return config
 
 

@@ -9,7 +9,7 @@ import difflib
 import re
 from collections.abc import Iterator
 
-from merging import DEFINITIONS, names_in, parse
+from merging import DEFINITIONS, Problem, names_in, parse
 from nbformat import NotebookNode
 
 
@@ -45,16 +45,25 @@ def bare(node: ast.stmt) -> str:
     return ast.unparse(ast.fix_missing_locations(Bare().visit(copy.deepcopy(node))))
 
 
+def cell_tree(where: str, source: str) -> ast.Module:
+    """The parsed cell; lines starting with % or ! count as `pass`, cells in another language (%%bash, ...) as empty."""
+    try:
+        return ast.parse(source)
+    except SyntaxError:
+        plain = re.sub(r"(?m)^([ \t]*)[%!].*$", r"\1pass", source)
+    try:
+        return parse(where, plain)
+    except Problem:
+        if source.lstrip().startswith("%%"):
+            return ast.Module([], [])
+        raise
+
+
 def cell_statements(notebook: NotebookNode, path: str) -> Iterator[tuple[int, ast.stmt, NotebookNode]]:
-    """Each top-level statement of the code cells with its cell number (all cells count, the first is 1); magics are skipped."""
+    """Each top-level statement of the code cells with its cell number (all cells count, the first is 1)."""
     for number, cell in enumerate(notebook.cells, 1):
         if cell.cell_type == "code":
-            plain = re.sub(r"(?m)^([ \t]*)[%!].*$", r"\1pass", cell.source)
-            try:
-                tree = ast.parse(cell.source)
-            except SyntaxError:
-                tree = parse(f"{path} cell {number}", plain)
-            for node in tree.body:
+            for node in cell_tree(f"{path} cell {number}", cell.source).body:
                 yield number, node, cell
 
 
