@@ -1,0 +1,116 @@
+# Generated from ch02/01_main-chapter-code/check_tools.py by `make copies`; do not edit.
+"""The plumbing of `exercise_checks.py`: compare, explain a failure in a few lines, run from the command line.
+
+A check is a function `check_2_1(answer)` decorated with `@exercise("2.1", answer="name_in_the_file")`. It calls the learner's
+answer, compares with an independent oracle through `expect_equal` or `expect_close`, and ends with `passed("2.1")`.
+"""
+
+import argparse
+import functools
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+CHECKS = {}  # exercise number -> (check function, name the answer has in a learner's file)
+
+
+class CheckFailed(AssertionError):
+    """A wrong or missing answer. Jupyter shows its message alone, without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"CheckFailed: {self}"]
+
+
+def exercise(number: str, answer: str) -> Callable:
+    """Register a check and turn whatever a learner's code raises into a CheckFailed that says what to do."""
+
+    def decorate(check: Callable) -> Callable:
+        @functools.wraps(check)
+        def guarded(*answers):
+            try:
+                return check(*answers)
+            except CheckFailed:
+                raise
+            except NotImplementedError:
+                message = f"exercise {number} is not solved yet: write {answer} in the cell above, run that cell, then run this one"
+                raise CheckFailed(message) from None
+            except Exception as error:
+                where = learner_line(error)
+                raise CheckFailed(f"exercise {number}: your code stopped with {type(error).__name__}: {error}{where}") from error
+
+        CHECKS[number] = (guarded, answer)
+        return guarded
+
+    return decorate
+
+
+def learner_line(error: Exception) -> str:
+    """Return ' (line N of FILE)' for the innermost traceback entry outside the installed libraries and the checks."""
+    place = ""
+    trace = error.__traceback__
+    while trace:
+        filename = trace.tb_frame.f_code.co_filename
+        if "site-packages" not in filename and Path(filename).name not in ("check_tools.py", "exercise_checks.py"):
+            place = f" (line {trace.tb_lineno} of {'your cell' if 'ipykernel' in filename else Path(filename).name})"
+        trace = trace.tb_next
+    return place
+
+
+def fail(expected: object, got: object, where: str, question: str):
+    """Raise CheckFailed with the four things a learner needs: expected, got, where, and a question to think about."""
+    raise CheckFailed(f"not right yet\n  where:    {where}\n  expected: {expected}\n  got:      {got}\n  think:    {question}")
+
+
+def expect_equal(expected: object, got: object, where: str, question: str) -> None:
+    """Fail unless got == expected (tensors: same shape and all elements equal)."""
+    if isinstance(expected, torch.Tensor):
+        expect_close(expected, got, where, question, atol=0.0)
+    elif type(got) is not type(expected) or got != expected:
+        fail(repr(expected), repr(got), where, question)
+
+
+def expect_close(expected: torch.Tensor | float, got: object, where: str, question: str, atol: float = 1e-5) -> None:
+    """Fail unless got has expected's shape and differs nowhere by more than atol; names the worst element."""
+    expected = torch.as_tensor(expected)
+    if not isinstance(got, torch.Tensor | float | int):
+        fail("a tensor" if expected.dim() else "a number", type(got).__name__, where, question)
+    got = torch.as_tensor(got).detach()
+    if got.shape != expected.shape:
+        fail(f"shape {tuple(expected.shape)}", f"shape {tuple(got.shape)}", where, question)
+    difference = (got.double() - expected.double()).abs().nan_to_num(nan=float("inf"))
+    difference[got == expected] = 0.0  # equal infinities differ by nothing
+    if difference.numel() and difference.max() > atol:
+        index = tuple(int(i) for i in torch.unravel_index(difference.argmax(), difference.shape))
+        at = f" at {list(index)}" if index else ""
+        worst = f"{got[index].item():.6g}{at} (largest difference {difference.max().item():.2g})"
+        fail(f"{expected[index].item():.6g}{at}", worst, where, question)
+
+
+def passed(number: str, note: str = "") -> None:
+    """Say that the answer is right."""
+    print(f"exercise {number}: passed" + (f" ({note})" if note else ""))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python exercise_checks.py 2.1 my_answer.py`: 0 if right, 1 if not, 2 with one line for a bad call."""
+    parser = argparse.ArgumentParser(description="Check an answer to an exercise.", allow_abbrev=False)
+    parser.add_argument("number", help=f"one of: {', '.join(CHECKS)}")
+    parser.add_argument("file", help="Python file that defines the answer")
+    args = parser.parse_args(argv)
+    if args.number not in CHECKS:
+        parser.exit(2, f"unknown exercise {args.number} (known: {', '.join(CHECKS)})\n")
+    if not Path(args.file).is_file():
+        parser.exit(2, f"no such file: {args.file}\n")
+    check, answer = CHECKS[args.number]
+    names = runpy.run_path(args.file)
+    if answer not in names:
+        parser.exit(2, f"{args.file} does not define {answer}\n")
+    try:
+        check(names[answer])
+    except CheckFailed as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
