@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv}
 SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 STATEMENTS = (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Return)
-COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+LOOPS_INSIDE = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.YieldFrom)
 
 
 @dataclass(eq=False)
@@ -41,8 +41,8 @@ class Statement:
     shared: bool
     notes: list = field(default_factory=list)
 
-    def has_comprehension(self) -> bool:
-        return any(isinstance(node, COMPREHENSIONS) for node in ast.walk(self.node))
+    def loops_inside(self) -> bool:
+        return any(isinstance(node, LOOPS_INSIDE) for node in ast.walk(self.node))
 
 
 def shown(file: str) -> str:
@@ -169,19 +169,18 @@ class Letters:
     def check(self, note: Note, values: list, names) -> tuple[str, tuple | None]:
         """Compare each value with its part of the note; return (what is wrong or "", the last real shape)."""
         bound = {name: pair for name, pair in self.bound.items() if pair[1] is not note}
-        self.used, why, shape = {}, "" if values else "there is no tensor here", None
+        self.used, sizes = {}, [shape_of(value) for value in values]
+        if not values or None in sizes:
+            kind = type(values[sizes.index(None)]).__name__ if values else "empty tuple or list"
+            return f"a value of type {kind} has no shape", None
         if len(note.shapes) not in (1, len(values)):
-            return f"the note speaks of {len(note.shapes)} tensors, here are {len(values)}", None
-        for i, value in enumerate(values):
-            shape = shape_of(value)
-            why = self.compare(note.shapes[i % len(note.shapes)], shape, bound, names, note) if shape is not None else ""
-            if shape is None:
-                why = f"a value of type {type(value).__name__} has no shape"
+            return f"the note speaks of {len(note.shapes)} tensors, here are {len(values)}", sizes[0]
+        for i, shape in enumerate(sizes):
+            why = self.compare(note.shapes[i % len(note.shapes)], shape, bound, names, note)
             if why:
-                break
-        if not why:
-            self.bound = bound
-        return why, shape
+                return why, shape
+        self.bound = bound
+        return "", sizes[-1]
 
     def compare(self, terms: list, shape: tuple, bound: dict, names, note: Note) -> str:
         if len(terms) != len(shape):

@@ -55,7 +55,7 @@ class Call:
             if done is not None and done is not self.pending and done.notes:
                 self.check_targets(done, frame)
         elif event == "exception":
-            if not self.inside_comprehension(arg[0]):
+            if not self.ends_inner_loop(arg[0]):
                 self.pending = self.returning = None
         elif event == "return" and self.code[frame.f_lasti] in RETURNS:  # neither a yield nor an exception on its way out
             if self.pending is not None and self.pending.notes:
@@ -64,10 +64,10 @@ class Call:
                 self.tracer.verify(self.returning, tensors_in(arg), self.letters, frame)
         return self.trace
 
-    def inside_comprehension(self, error: type) -> bool:
-        """Python 3.12 runs comprehensions in the frame itself; the end of their iterator is no failure of the statement."""
+    def ends_inner_loop(self, error: type) -> bool:
+        """Python 3.12 runs comprehensions in the frame itself; the end of their iterator (or of yield from) is no failure."""
         statement = self.pending or self.returning
-        return statement is not None and issubclass(error, StopIteration) and statement.has_comprehension()
+        return statement is not None and issubclass(error, StopIteration) and statement.loops_inside()
 
     def check_targets(self, statement: Statement, frame) -> None:
         for value in eval(statement.targets, frame.f_globals, frame.f_locals):

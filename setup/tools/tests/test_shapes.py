@@ -1,0 +1,391 @@
+"""shapes.py accepts true notes, catches false ones where they stand, and leaves everything else as it was."""
+
+import linecache
+import sys
+import textwrap
+import types
+
+import pytest
+import shapes
+import torch
+
+HEADER = "import torch\n"
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Write source to a file and execute it as a module; the first line of the source is line 2 of the file."""
+
+    def make(source: str, name: str = "learner.py") -> types.ModuleType:
+        path = tmp_path / name
+        path.write_text(HEADER + textwrap.dedent(source).lstrip("\n"), encoding="utf-8")
+        linecache.checkcache(str(path))
+        module = types.ModuleType(path.stem)
+        module.__file__ = str(path)
+        exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), vars(module))
+        return module
+
+    return make
+
+
+def lines(report) -> dict:
+    return {line: count for (_, line), count in sorted(report.verified.items())}
+
+
+def complaint(module, *args, function="f") -> str:
+    with pytest.raises(shapes.ShapeNoteError) as caught:
+        with shapes.checking(module):
+            getattr(module, function)(*args)
+    return str(caught.value)
+
+
+def test_true_notes_pass_and_are_counted(load):
+    module = load(
+        """
+        def f(x):
+            y = x @ x.T  # (n, n) one score per pair
+            y += 1  # (n, n)
+            z: torch.Tensor = y[:, None]  # (n, 1, n)
+            u = v = z[0]  # (1, n)
+            a, b = y, y + 1  # (n, n)
+            c, d = y, u  # (n, n), (1, n)
+            rows = [row for row in y]  # (n)
+            return torch.cat([y, z[0]])  # (n + 1, 2 * n // 2)
+        """
+    )
+    with shapes.checking(module) as report:
+        module.f(torch.ones(4, 3))
+        module.f(torch.ones(2, 3))
+    assert lines(report) == dict.fromkeys(range(3, 11), 2) | {6: 4}  # line 6 has two targets
+    assert not report.never_ran and not report.errors and not report.loose
+
+
+@pytest.mark.parametrize(
+    ("note", "why"),
+    [
+        ("(2, 4)", "term 2, 4, is 4, but the real size is 3"),
+        ("(n, n)", "term 2, n, is 2, but the real size is 3"),
+        ("(n, m, 1)", "the note has 3 terms, the real shape 2"),
+        ("(n, n + 2)", "term 2, n + 2, is 4, but the real size is 3"),
+        ("(n, 2 * k)", "term 2, 2 * k, has no value: k is not known here"),
+        ("(2, width)", "term 2, width, is 5, but the real size is 3"),
+        ("()", "the note has 0 terms, the real shape 2"),
+        ("(6)", "the note has 1 terms, the real shape 2"),
+        ("(n, m), (n, m)", "the note speaks of 2 tensors, here are 1"),
+    ],
+)
+def test_a_false_note_is_caught_with_file_line_shape_and_reason(load, note, why):
+    module = load(f"def f(width):\n    x = torch.zeros(2, 3)  # {note}\n    return x\n")
+    message = complaint(module, 5)
+    assert "learner.py:3: " in message and why in message
+    assert "x = torch.zeros(2, 3)" in message and f"note:      {note}" in message and "shape:     (2, 3)" in message
+
+
+def test_a_letter_must_agree_in_one_call_but_not_across_calls(load):
+    module = load("def f(a, b):\n    x = a * 1  # (b_, n)\n    y = b * 1  # (b_, n)\n")
+    message = complaint(module, torch.ones(2, 3), torch.ones(2, 4))
+    assert "learner.py:4" in message and "term 2, n, is 3, but the real size is 4" in message and "b_=2, n=3" in message
+    with shapes.checking(module) as report:
+        module.f(torch.ones(2, 3), torch.ones(2, 3))
+        module.f(torch.ones(7, 5), torch.ones(7, 5))
+    assert lines(report) == {3: 2, 4: 2}
+
+
+def test_a_letter_bound_in_a_loop_starts_afresh_with_each_pass(load):
+    module = load(
+        """
+        def f(bad):
+            for n in (2, 3):
+                x = torch.ones(n + 1)  # (k)
+                y = x[: 2 if bad else None]  # (k)
+        """
+    )
+    with shapes.checking(module) as report:
+        module.f(False)
+    assert lines(report) == {4: 2, 5: 2}
+    assert "learner.py:5" in complaint(module, True)
+
+
+def test_notes_on_returns_are_checked_also_inside_with_and_if(load):
+    module = load(
+        """
+        def f(x, way):
+            if way == 0: return x  # (1, n)
+            if way == 1:
+                with torch.no_grad():
+                    return x  # (2, n)
+            try:
+                return (
+                    x
+                )  # (3, n)
+            finally:
+                way = 4
+        """
+    )
+    for way, line in ((0, 3), (1, 6), (2, 10)):
+        with shapes.checking(module) as report:
+            module.f(torch.ones(way + 1, 9), way)
+        assert lines(report) == {line: 1}
+        assert f"learner.py:{line}: " in complaint(module, torch.ones(8, 9), way)
+
+
+def test_statements_of_several_lines_carry_their_note_on_the_first_or_last_line(load):
+    module = load(
+        """
+        def f(x):
+            a = torch.cat(  # (n)
+                [x,
+                 x])
+            b = torch.stack([
+                y
+                for y in (x, x)
+            ])  # (3, n)
+            return a
+        """
+    )
+    message = complaint(module, torch.ones(4))
+    assert "learner.py:9: " in message and "term 1, 3, is 3" in message
+    with shapes.checking(module, strict=False) as report:
+        module.f(torch.ones(4))
+    assert lines(report) == {3: 1} and len(report.errors) == 1 and not report.never_ran
+
+
+def test_names_take_the_value_of_locals_attributes_and_globals(load):
+    module = load(
+        """
+        width = 3
+        w = torch.zeros(width)  # (width)
+
+        class Layer(torch.nn.Module):
+            def __init__(self, d_out):
+                super().__init__()
+                self.d_out = d_out
+                self.proj = torch.nn.Linear(3, d_out)  # (d_out, 3)
+                self.w = torch.nn.Parameter(torch.zeros(d_out))  # (d_out)
+
+            def forward(self, x, step):
+                y = self.proj(x)  # (b, d_out)
+                return y[:step]  # (step, d_out)
+        """
+    )
+    with shapes.checking(module) as report:
+        layer = module.Layer(8)
+        layer(torch.ones(5, 3), 2)
+        exec(compile(open(module.__file__).read(), module.__file__, "exec"), vars(module))
+    assert not report.never_ran
+    layer.d_out = 9
+    with pytest.raises(shapes.ShapeNoteError, match="d_out, is 9, but the real size is 8"), shapes.checking(module):
+        layer(torch.ones(5, 3), 2)
+
+
+def test_notes_that_never_run_and_notes_where_none_can_be_checked_are_reported(load):
+    module = load("def f(x):\n    if x is None:\n        y = x  # (7)\n    z = x * 2  # (n)\n    print(z)  # (n)\n")
+    with shapes.checking(module) as report:
+        module.f(torch.ones(2))
+    assert [note.line for note in report.never_ran] == [4]
+    assert [note.line for note in report.loose] == [6]
+
+
+def test_remarks_that_only_look_like_notes_are_left_alone(load):
+    module = load("def f():\n    a = 1  # (see below), yes\n    # (n, m)\n    b = '# (n)'\n    c = (0.9, 0.95)  # (0.9, 0.95)\n")
+    with shapes.checking(module) as report:
+        module.f()
+    assert not report.notes and not report.loose
+
+
+def test_recursion_and_generators_have_bindings_of_their_own(load):
+    module = load(
+        """
+        def f(x):
+            y = x + 0  # (n)
+            if len(x) > 1:
+                f(x[1:])
+            z = y * 2  # (n)
+            return z  # (n)
+
+        def windows(x, size):
+            for i in range(len(x) - size + 1):
+                part = x[i : i + size]  # (size)
+                got = yield part  # (size, 1)
+                last = yield from inner(part)  # (m, m)
+            return part  # (size)
+
+        def inner(x):
+            yield x
+            return x[:, None] @ x[None]  # (size, size)
+        """
+    )
+    with shapes.checking(module) as report:
+        module.f(torch.ones(4))
+    assert lines(report) == {3: 4, 6: 4, 7: 4}
+    two, three = module.windows(torch.ones(4), 2), module.windows(torch.ones(4), 3)
+    with shapes.checking(module) as report:
+        for generator, size in ((two, 2), (three, 3)) * 2:
+            next(generator)
+            generator.send(torch.ones(size, 1))
+        assert next(three, None) is None
+    assert lines(report) == {11: 4, 12: 4, 13: 3, 14: 1, 18: 3}
+
+
+def test_exceptions_pass_through_untouched_and_leave_no_false_complaint(load):
+    module = load(
+        """
+        def f(x, bad):
+            y = x[0]  # ()
+            try:
+                y = x @ bad  # (n)
+                z = missing  # (n, n)
+            except RuntimeError:
+                pass
+            return 1 / 0  # (n)
+        """
+    )
+    with pytest.raises(ZeroDivisionError), shapes.checking(module) as report:
+        module.f(torch.ones(3), torch.ones(4))
+    assert lines(report) == {3: 1} and not report.errors and sys.gettrace() is None
+
+
+def test_an_error_swallowed_by_the_code_is_raised_at_the_end(load):
+    module = load("def f(x):\n    try:\n        y = x[0]  # (5)\n        y = 2\n    except AssertionError:\n        pass\n")
+    assert "learner.py:4: " in complaint(module, torch.ones(3, 3))
+
+
+def test_the_previous_trace_function_is_restored(load):
+    module = load("def f(x):\n    y = x  # (2)\n    return y\n")
+
+    def previous(frame, event, arg):
+        return None
+
+    before = sys.gettrace()
+    try:
+        for size in (2, 3):
+            sys.settrace(previous)
+            try:
+                with shapes.checking(module):
+                    module.f(torch.ones(size))
+            except shapes.ShapeNoteError:
+                assert size == 3
+            assert sys.gettrace() is previous
+    finally:
+        sys.settrace(before)
+
+
+def test_functions_without_notes_are_not_followed_line_by_line(load):
+    module = load(
+        """
+        import sys
+        def plain():
+            return sys._getframe().f_trace
+        def noted():
+            y = torch.ones(1)  # (1)
+            return sys._getframe().f_trace
+        """
+    )
+    other = load("import sys\ndef plain():\n    return sys._getframe().f_trace\n", "other.py")
+    with shapes.checking(module):
+        assert module.plain() is None and other.plain() is None
+        assert module.noted() is not None
+
+
+def test_check_call_shows_a_learners_model_with_its_real_shapes(load, capsys):
+    module = load(
+        """
+        class Inner(torch.nn.Module):
+            def forward(self, x):
+                return x.mean(1)  # (b, d)
+
+        class Model(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.emb, self.inner = torch.nn.Embedding(10, 6), Inner()
+
+            def forward(self, token_ids):
+                x = self.emb(token_ids)  # (b, num_tokens, d)
+                return self.inner(x)
+        """
+    )
+    out = shapes.check_call(module.Model(), torch.zeros(2, 5, dtype=torch.int64))
+    assert out.shape == (2, 6)
+    assert capsys.readouterr().out.splitlines() == [
+        "learner.py:4: return x.mean(1)  # (b, d)  is (2, 6)",
+        "learner.py:12: x = self.emb(token_ids)  # (b, num_tokens, d)  is (2, 5, 6)",
+    ]
+
+
+def write_notebook(path, *sources):
+    import nbformat
+
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    nbformat.write(nb, path)
+    return path
+
+
+def test_a_notebook_runs_in_its_folder_and_its_letters_live_for_one_cell(tmp_path, capsys):
+    (tmp_path / "beside.py").write_text("def f(x):\n    y = x  # (3)\n    z = x  # (n)\n    return y\n")
+    book = write_notebook(
+        tmp_path / "book.ipynb",
+        "%matplotlib inline\nimport torch\nfrom beside import f\nx = torch.ones(2)  # (n)",
+        "x = torch.ones(3)  # (n)\ny = f(x)  # (n)",
+    )
+    assert shapes.main([str(book)]) == 0
+    assert "3 notes verified, 0 never ran" in capsys.readouterr().out
+    book = write_notebook(tmp_path / "book.ipynb", "import torch\nfrom beside import f\nx = torch.ones(2)\ny = f(x)  # (9)")
+    assert shapes.main([str(book)]) == 1
+    out = capsys.readouterr().out
+    assert "beside.py:2: " in out and "book.ipynb#cell1:4: " in out and "beside" not in sys.modules
+
+
+def test_the_command_fails_on_false_and_on_unmet_notes(tmp_path, capsys):
+    path = tmp_path / "unlisted_module.py"
+    path.write_text("import torch\nx = torch.ones(2)  # (3)\ndef f():\n    y = x  # (2)\n")
+    assert shapes.main([str(path)]) == 1
+    out = capsys.readouterr().out
+    assert "unlisted_module.py:2: shape note does not hold" in out and "never ran: " in out and "0 notes verified, 1 never ran" in out
+    path.write_text("raise OSError('no disk')\n")
+    assert shapes.main([str(path)]) == 1
+    assert "the code itself fails: OSError: no disk" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("bad", ["missing.py", "notes.txt", "--nonsense"])
+def test_bad_usage_is_one_line_and_code_2(bad, capsys):
+    with pytest.raises(SystemExit) as stop:
+        shapes.main([bad])
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err.count("\n") == 1 and "Traceback" not in err
+
+
+def test_every_shape_note_of_the_modules_holds(capsys):
+    modules = sys.modules.copy()
+    assert shapes.main([]) == 0, capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert out.count(" 0 never ran") == len(shapes.read_table()) and " 0 notes verified" not in out
+    folders = {str(shapes.Path(path).parent) for path in shapes.read_table()}
+    fresh = [module for name, module in sys.modules.items() if name not in modules]
+    assert not [m for m in fresh if str(shapes.Path(getattr(m, "__file__", None) or "/").parent) in folders]
+
+
+@pytest.mark.slow
+def test_the_extension_makes_a_notebook_cell_with_a_false_note_fail(tmp_path):
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+
+    (tmp_path / "beside.py").write_text("def g(x):\n    y = x.T  # (3, 2)\n    return y\n")
+    load = f"import sys\nsys.path.append({str(shapes.TOOLS)!r})\nget_ipython().extension_manager.load_extension('shapes')"
+    start = [load, "import torch\nfrom beside import g\ndef f(x):\n    y = x * 1  # (n, 2)\n    return y"]
+    good = ["a = f(torch.ones(3, 2))  # (k, 2)\nb = a[:2]  # (k - 1, 2)", "a = f(torch.ones(7, 2))  # (k, 2)"]
+    swallowing = "try:\n    f(torch.ones(3, 3))\nexcept Exception:\n    pass"
+    bad = ["f(torch.ones(3, 3))", "g(torch.ones(3, 3))", "a = torch.ones(2)  # (n)\nb = torch.ones(3)  # (n)", swallowing]
+    cells = [nbformat.v4.new_code_cell(source) for source in start + good + bad]
+    nb = nbformat.v4.new_notebook(cells=cells)
+    client = NotebookClient(nb, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}, timeout=120)
+    failed = []
+    with client.setup_kernel():
+        for i, cell in enumerate(cells):
+            try:
+                client.execute_cell(cell, i)
+            except CellExecutionError as error:
+                assert error.ename == "ShapeNoteError" and "shape note does not hold" in error.evalue
+                failed.append(i)
+    assert failed == [4, 5, 6, 7]
+    assert not any(output.output_type == "stream" for cell in cells for output in cell.outputs)
