@@ -33,7 +33,7 @@ from previous_chapters import (
 )
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from training_tools import PrintAboveBar, peak_memory_gb, use_precision
+from training_tools import PrintAboveBar, peak_memory_gb, return_freed_memory, use_precision
 
 STORY_FILE = Path(__file__).resolve().parent / "the-tide-clock.txt"
 START_CONTEXT = "Mrs. Tamsett looked at the clock"
@@ -187,6 +187,7 @@ def main(gpt_config: dict, settings: dict) -> tuple[list, list, list, nn.Module]
     `settings` needs learning_rate, num_epochs, batch_size and weight_decay; OPTIONAL_SETTINGS lists the rest with defaults.
     Raises ValueError, before anything is written, for input it cannot use.
     """
+    return_freed_memory()
     settings = {**OPTIONAL_SETTINGS, **settings}
     text = read_text(settings["data"])
     train_loader, val_loader = create_split_loaders(text, gpt_config, settings["batch_size"])
