@@ -9,7 +9,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN_DIR ?= runs/first-model
-PROMPT ?= The tide clock
+PROMPT ?= Mrs. Tamsett looked at the clock
 EXTRAS := $(sort $(wildcard ch0*/*/requirements-extra.txt) $(wildcard appendix-*/*/requirements-extra.txt) \
                  $(wildcard ch0*/*/*/requirements-extra.txt))
 PY := $(VENV)/bin/python
