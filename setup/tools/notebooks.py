@@ -1,7 +1,7 @@
 """Clean, execute, check and measure the notebooks of the course.
 
     python setup/tools/notebooks.py clean [PATHS]              # normalise metadata, so that diffs show content only
-    python setup/tools/notebooks.py run [--measure] PATHS      # execute in order, offline, and save the outputs
+    python setup/tools/notebooks.py run [--measure] [PATHS]    # execute in order, offline, and save the outputs
     python setup/tools/notebooks.py check [PATHS]              # the rules of notebook_rules.py; exit 1 on a finding
     python setup/tools/notebooks.py table [--check]            # write measured minutes and memory into the READMEs
 
@@ -11,76 +11,32 @@ cells passed. `--measure` notes wall time and peak memory in budgets.json, besid
 """
 
 import argparse
-import datetime
-import json
-import os
-import platform
 import re
 import sys
 import tempfile
-import threading
 import time
-from importlib import metadata
 from pathlib import Path
 
 import nbformat
-
 import notebook_rules
 import offline_kernel
+from notebook_budgets import MemoryWatch, budgets_file, find_files, read_budgets, record, relative, table, write_atomically
 
 TOOLS = Path(__file__).resolve().parent
 ROOT = TOOLS.parent.parent
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
-MARK_START, MARK_END = "<!-- budgets:start -->", "<!-- budgets:end -->"
-
-
-# ---- files ----------------------------------------------------------------------------------------------------------
-
-def find_files(paths: list, root: Path, suffix: str = ".ipynb") -> list:
-    """Expand files and folders to a sorted list of files; skip hidden folders, environments and installed packages."""
-    found = []
-    for path in [Path(p) for p in paths] or [root]:
-        if path.is_dir():
-            for folder, subfolders, names in os.walk(path):
-                subfolders[:] = [name for name in subfolders if not name.startswith(".") and name not in ("venv", "node_modules", "__pycache__")]
-                found += [Path(folder) / name for name in names if name.endswith(suffix)]
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise SystemExit(_complain(f"no such file or folder: {path}"))
-    return sorted({path.resolve() for path in found})
-
-
-def _complain(message: str) -> int:
-    print(f"notebooks.py: {message}", file=sys.stderr)
-    return 2
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text` in one step: a reader, or a crash, sees the old file or the new one."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", text=False)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.chmod(name, path.stat().st_mode if path.exists() else 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
-
-
-def relative(path: Path, root: Path) -> str:
-    """Path as shown to people and used as key: relative to the root, with forward slashes."""
-    path = Path(path).resolve()
-    return path.relative_to(root).as_posix() if root in path.parents else str(path)
-
-
-def save(nb, path: Path) -> None:
-    """Write a notebook as deterministic JSON: sorted keys, one space of indentation, newline at the end."""
-    write_atomically(path, nbformat.writes(nb, version=nbformat.NO_CONVERT).rstrip("\n") + "\n")
 
 
 # ---- clean ----------------------------------------------------------------------------------------------------------
+
+def as_text(nb) -> str:
+    """A notebook as deterministic JSON: sorted keys, one space of indentation, newline at the end."""
+    return nbformat.writes(nb, version=nbformat.NO_CONVERT).rstrip("\n") + "\n"
+
+
+def save(nb, path: Path) -> None:
+    write_atomically(path, as_text(nb))
+
 
 def clean(nb):
     """Drop what editors and kernels leave in a notebook; keep tags, alt texts, sources, outputs and valid cell ids."""
@@ -90,7 +46,8 @@ def clean(nb):
     for index, cell in enumerate(nb.cells):
         cell["metadata"] = nbformat.from_dict({"tags": list(cell.metadata["tags"])} if cell.metadata.get("tags") else {})
         cell["id"] = _cell_id(cell.get("id"), index, used)
-        cell.pop("attachments", None) if not cell.get("attachments") else None
+        if not cell.get("attachments"):
+            cell.pop("attachments", None)
         if cell.cell_type == "code":
             cell["outputs"] = _merge_streams(cell.outputs)
             for output in cell.outputs:
@@ -130,49 +87,6 @@ def _clean_output(output, execution_count) -> None:
 
 # ---- run ------------------------------------------------------------------------------------------------------------
 
-class MemoryWatch(threading.Thread):
-    """Samples the resident memory of a process and its children twice a second; `peak` is in bytes."""
-
-    def __init__(self, pid: int):
-        super().__init__(daemon=True)
-        self.pid, self.peak, self._done = pid, 0, threading.Event()
-
-    def run(self):
-        while not self._done.wait(0.5):
-            self.sample()
-
-    def sample(self) -> None:
-        import psutil
-
-        try:
-            process = psutil.Process(self.pid)
-            members = [process, *process.children(recursive=True)]
-        except psutil.Error:
-            return
-        total = 0
-        for member in members:
-            try:
-                total += member.memory_info().rss
-            except psutil.Error:
-                pass  # a child that has just ended
-        self.peak = max(self.peak, total, _high_water_mark(self.pid))
-
-    def stop(self) -> int:
-        self.sample()
-        self._done.set()
-        return self.peak
-
-
-def _high_water_mark(pid: int) -> int:
-    """The kernel process's own maximum as Linux keeps it (0 elsewhere): catches peaks between two samples."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    except OSError:
-        return 0
-    match = re.search(r"VmHWM:\s+(\d+) kB", status)
-    return int(match[1]) * 1024 if match else 0
-
-
 class CellFailed(Exception):
     """A cell raised; carries the message to show."""
 
@@ -195,6 +109,7 @@ def execute(nb, folder: Path, label: str, quiet: bool = False) -> dict:
             for index, cell in enumerate(tqdm(nb.cells, desc=label, unit="cell", file=sys.stderr, disable=quiet)):
                 try:
                     client.execute_cell(cell, index)
+                    _refuse_error_output(cell, index)
                 except CellExecutionError as error:
                     raise CellFailed(_describe_failure(cell, index, error)) from None
                 except DeadKernelError:
@@ -202,6 +117,13 @@ def execute(nb, folder: Path, label: str, quiet: bool = False) -> dict:
             seconds = time.perf_counter() - start
             peak = watch.stop()
     return {"seconds": round(seconds, 1), "peak_mb": round(peak / 1e6)}
+
+
+def _refuse_error_output(cell, index: int) -> None:
+    """A wrong shape note that the cell's own code swallowed arrives as an error output only."""
+    for output in cell.get("outputs", []):
+        if output.output_type == "error" and "raises-exception" not in cell.metadata.get("tags", []):
+            raise CellFailed(f"cell {index} failed: {output.ename}: {output.evalue}\n{_head(cell)}")
 
 
 def _head(cell, lines: int = 4) -> str:
@@ -217,6 +139,8 @@ def run(paths: list, root: Path, measure: bool = False, quiet: bool = False) -> 
     """Execute notebooks one after the other; save each that passes. Return the number of notebooks that failed."""
     failures = 0
     for path in find_files(paths, root):
+        if path.name == "exercises.ipynb" and path not in [Path(p).resolve() for p in paths]:
+            continue  # the learner's edition fails at its checks, on purpose, and is saved without outputs
         nb = nbformat.read(path, as_version=4)
         for cell in nb.cells:
             if cell.cell_type == "code":
@@ -234,87 +158,29 @@ def run(paths: list, root: Path, measure: bool = False, quiet: bool = False) -> 
     return failures
 
 
-# ---- budgets --------------------------------------------------------------------------------------------------------
-
-def budgets_file(root: Path) -> Path:
-    return root / "setup" / "tools" / "budgets.json"
-
-
-def read_budgets(root: Path) -> dict:
-    path = budgets_file(root)
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def describe_machine() -> str:
-    """Cores, processor, Python and torch: what one needs to know to read a time."""
-    model = platform.processor() or platform.machine()
-    try:
-        model = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))[1].strip()
-    except (OSError, TypeError):
-        pass
-    try:
-        torch_version = metadata.version("torch")
-    except metadata.PackageNotFoundError:
-        torch_version = "absent"
-    return f"{os.cpu_count()} cores, {model}, Python {platform.python_version()}, torch {torch_version}"
-
-
-def record(key: str, measured: dict, path: Path) -> None:
-    """Store one measurement under the notebook's relative path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    budgets = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    budgets[key] = {**measured, "machine": describe_machine(), "date": datetime.date.today().isoformat()}
-    write_atomically(path, json.dumps(budgets, indent=1, sort_keys=True) + "\n")
-
-
-def budget_rows(folder: Path, root: Path, budgets: dict) -> str:
-    """The measured table for the notebooks below `folder`, as markdown with links."""
-    below = relative(folder, root) + "/" if folder != root else ""
-    keys = sorted(key for key in budgets if key.startswith(below) and (root / key).exists())
-    lines = ["| notebook | minutes | peak memory |", "|---|---|---|"]
-    for key in keys:
-        name = key[len(below):]
-        lines.append(f"| [{name}]({name}) | {max(budgets[key]['seconds'] / 60, 0.1):.1f} | {budgets[key]['peak_mb'] / 1000:.1f} GB |")
-    machines = sorted({budgets[key]["machine"] for key in keys})
-    return "\n".join([*lines, "", *(f"Measured alone on: {machine}." for machine in machines)]).rstrip()
-
-
-def table(root: Path, check_only: bool = False) -> int:
-    """Rewrite the table between the marks of every README; return how many were out of date."""
-    stale, budgets = 0, read_budgets(root)
-    for path in find_files([], root, "README.md"):
-        text = path.read_text(encoding="utf-8")
-        if MARK_START not in text or MARK_END not in text:
-            continue
-        before, rest = text.split(MARK_START, 1)
-        after = rest.split(MARK_END, 1)[1]
-        new = f"{before}{MARK_START}\n{budget_rows(path.parent, root, budgets)}\n{MARK_END}{after}"
-        if new != text:
-            stale += 1
-            print(f"{relative(path, root)}: the table of measured times is {'stale: run notebooks.py table' if check_only else 'written'}")
-            if not check_only:
-                write_atomically(path, new)
-    return stale
-
-
 # ---- command line ---------------------------------------------------------------------------------------------------
 
 def check(paths: list, root: Path, strict_budgets: bool = False) -> int:
     """Print one line a finding; return how many there are."""
     count, budgets = 0, read_budgets(root)
     for path in find_files(paths, root):
-        for finding in notebook_rules.findings(path, root, budgets, strict_budgets):
+        found = notebook_rules.findings(path, root, budgets, strict_budgets)
+        if not is_clean(path):
+            found.append("metadata is not normalised; run notebooks.py clean on this file")
+        for finding in found:
             print(f"{relative(path, root)}: {finding}")
             count += 1
     return count
 
 
+def is_clean(path: Path) -> bool:
+    return path.read_text(encoding="utf-8") == as_text(clean(nbformat.read(path, as_version=4)))
+
+
 def clean_files(paths: list, root: Path) -> int:
     for path in find_files(paths, root):
-        before = path.read_text(encoding="utf-8")
-        nb = clean(nbformat.reads(before, as_version=4))
-        if nbformat.writes(nb, version=nbformat.NO_CONVERT).rstrip("\n") + "\n" != before:
-            save(nb, path)
+        if not is_clean(path):
+            save(clean(nbformat.read(path, as_version=4)), path)
             print(f"{relative(path, root)}: cleaned")
     return 0
 
@@ -330,21 +196,38 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--root", type=Path, default=ROOT, help="repository root (default: the one of this file)")
         if name != "table":
-            command.add_argument("paths", nargs="+" if name == "run" else "*", type=Path, help="notebooks or folders")
+            command.add_argument("paths", nargs="*", type=Path, help="notebooks or folders")
         if name == "run":
             command.add_argument("--measure", action="store_true", help="note wall time and peak memory in budgets.json")
             command.add_argument("--quiet", action="store_true", help="no progress bar")
         if name == "check":
-            command.add_argument("--strict-budgets", "--strict_budgets", action="store_true", help="a notebook without a measurement is a finding")
+            command.add_argument("--strict-budgets", action="store_true", help="a notebook without a measurement is a finding")
         if name == "table":
             command.add_argument("--check", action="store_true", help="write nothing; exit 1 if a table is out of date")
     return parser
+
+
+def _unreadable(paths: list, root: Path):
+    """Why the notebooks cannot be read, as one line, or None."""
+    path = None
+    try:
+        for path in find_files(paths, root):
+            nbformat.read(path, as_version=4)
+    except FileNotFoundError as error:
+        return str(error)
+    except (ValueError, nbformat.ValidationError) as error:
+        return f"{path} is not a readable notebook: {(str(error).splitlines() or ['?'])[0][:100]}"
+    return None
 
 
 def main(argv=None) -> int:
     """Run one command; return the exit status (0 fine, 1 findings or failures, 2 bad arguments)."""
     args = build_parser().parse_args(argv)
     root = args.root.resolve()
+    problem = _unreadable(getattr(args, "paths", []), root)
+    if problem:
+        print(f"notebooks.py: {problem}", file=sys.stderr)
+        return 2
     if args.command == "run":
         return min(run(args.paths, root, args.measure, args.quiet), 1)
     if args.command == "check":
