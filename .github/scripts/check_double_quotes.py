@@ -7,6 +7,7 @@ A string that contains a double quote may keep its single quotes, and so may any
 """
 
 import argparse
+import ast
 import io
 import json
 import subprocess
@@ -21,6 +22,7 @@ F_START, F_END = getattr(token, "FSTRING_START", None), getattr(token, "FSTRING_
 
 def wrong_quotes(source):
     """Return [(line, string)] for the strings in `source` that should have double quotes."""
+    ast.parse(source)  # code that does not parse has no strings to speak of: SyntaxError
     found, depth, outer = [], 0, None
     for tok in tokenize.generate_tokens(io.StringIO(source).readline):
         if F_START is not None and tok.type == F_START:
