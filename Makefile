@@ -62,7 +62,7 @@ copies: $(STAMP)  ## write every generated file again
 	$(PY) setup/tools/copies.py
 
 notebooks: $(STAMP)  ## execute, measure and save notebooks (NOTEBOOKS="a.ipynb b.ipynb", default all)
-	$(PY) setup/tools/notebooks.py run --measure $(or $(NOTEBOOKS),$(wildcard ch0*) $(wildcard appendix-*) setup)
+	$(PY) setup/tools/notebooks.py run --measure $(or $(NOTEBOOKS),$$($(PY) setup/tools/run_tests.py --list))
 
 notebooks-clean: $(STAMP)  ## normalize the metadata of saved notebooks
 	$(PY) setup/tools/notebooks.py clean $(NOTEBOOKS)

@@ -178,6 +178,7 @@ def build_parser():
     parser = argparse.ArgumentParser(description="Prove this repository right: lint, proofs, unit tests, notebooks.", allow_abbrev=False)
     parser.add_argument("--fast", action="store_true", help="lint, copies and unit tests not marked slow")
     parser.add_argument("--only", choices=STAGES, nargs="+", help="run these stages only")
+    parser.add_argument("--list", action="store_true", help="print the notebooks that are executed, and stop")
     parser.add_argument("--lax", action="store_true", help="run notebooks without comparing stored outputs")
     parser.add_argument("--workers", type=int, default=cores(), help="processes for tests and notebooks (default: cores, here %(default)s)")
     return parser
@@ -189,6 +190,9 @@ def main(argv=None):
     if args.workers < 1:
         print(f"run_tests.py: error: --workers {args.workers} is below 1", file=sys.stderr)
         return 2
+    if args.list:
+        print("\n".join(find_notebooks()))
+        return 0
     wanted = args.only or (STAGES[:3] if args.fast else STAGES)
     functions = {"lint": lint_stage, "proofs": proofs_stage, "unit": unit_stage, "notebooks": notebooks_stage}
     before, results = tree_state(), []

