@@ -32,7 +32,7 @@ $(STAMP): $(WANTED)
 	    $(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else f"Python {v[0]}.{v[1]} found, the course needs 3.10 to 3.13. Choose one: make setup PYTHON=python3.12")' \
 	    && $(PYTHON) -m venv "$(VENV)" || { rm -rf "$(VENV)"; echo "FIX: install Python 3.10 to 3.13 with its venv module, see setup/README.md" >&2; exit 1; }; \
 	fi
-	@echo "setting up $(VENV): a few minutes, about 2 to 3 GB (once)"
+	@echo "setting up $(VENV): a few minutes, about 4 GB, more with CUDA (once)"
 	$(PY) -m pip install --quiet -r requirements.txt $(foreach f,$(EXTRAS),-r $(f)) -c setup/constraints.txt
 	$(PY) -m pip install --quiet $(DATA_FLAGS) -r setup/data-packages.txt
 	@touch $@
