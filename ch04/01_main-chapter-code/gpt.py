@@ -41,6 +41,45 @@ MODEL_SIZES = {
 }
 
 
+class DummyGPTModel(nn.Module):
+    """The frame of a GPT with placeholders inside: token ids (b, num_tokens) -> logits (b, num_tokens, vocab_size). Section 4.1."""
+
+    def __init__(self, cfg: dict):
+        super().__init__()
+        self.tok_emb = nn.Embedding(cfg["vocab_size"], cfg["emb_dim"])
+        self.pos_emb = nn.Embedding(cfg["context_length"], cfg["emb_dim"])
+        self.drop_emb = nn.Dropout(cfg["drop_rate"])
+        self.trf_blocks = nn.Sequential(*[DummyTransformerBlock(cfg) for _ in range(cfg["n_layers"])])
+        self.final_norm = DummyLayerNorm(cfg["emb_dim"])
+        self.out_head = nn.Linear(cfg["emb_dim"], cfg["vocab_size"], bias=False)
+
+    def forward(self, in_idx: torch.Tensor) -> torch.Tensor:
+        positions = torch.arange(in_idx.shape[1], device=in_idx.device)  # (num_tokens)
+        x = self.tok_emb(in_idx) + self.pos_emb(positions)  # (b, num_tokens, emb_dim)
+        x = self.trf_blocks(self.drop_emb(x))  # (b, num_tokens, emb_dim)
+        return self.out_head(self.final_norm(x))  # (b, num_tokens, vocab_size)
+
+
+class DummyTransformerBlock(nn.Module):
+    """Placeholder that returns its input. Section 4.1."""
+
+    def __init__(self, cfg: dict):
+        super().__init__()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+class DummyLayerNorm(nn.Module):
+    """Placeholder that returns its input. Section 4.1."""
+
+    def __init__(self, normalized_shape: int, eps: float = 1e-5):
+        super().__init__()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
 class LayerNorm(nn.Module):
     """Bring the last dimension to mean 0 and variance 1, then scale and shift: shape in = shape out. Section 4.2."""
 
@@ -73,6 +112,37 @@ class FeedForward(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.layers(x)  # (b, num_tokens, emb_dim)
+
+
+class ExampleDeepNeuralNetwork(nn.Module):
+    """Linear layers, each with GELU; with use_shortcut, a layer of equal widths adds its input to its output. Section 4.4."""
+
+    def __init__(self, layer_sizes: list[int], use_shortcut: bool):
+        super().__init__()
+        self.use_shortcut = use_shortcut
+        widths = zip(layer_sizes[:-1], layer_sizes[1:])
+        self.layers = nn.ModuleList([nn.Sequential(nn.Linear(d_in, d_out), GELU()) for d_in, d_out in widths])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            out = layer(x)
+            x = x + out if self.use_shortcut and x.shape == out.shape else out
+        return x
+
+
+def mean_abs_gradients(model: nn.Module, x: torch.Tensor) -> dict:
+    """Return {weight name: mean absolute gradient} for the squared distance between model(x) and 0. Section 4.4."""
+    output = model(x)
+    loss = nn.functional.mse_loss(output, torch.zeros_like(output))
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.abs().mean().item() for name, p in model.named_parameters() if name.endswith("weight")}
+
+
+def print_gradients(model: nn.Module, x: torch.Tensor) -> None:
+    """Print what `mean_abs_gradients` returns, one line a weight. Section 4.4."""
+    for name, value in mean_abs_gradients(model, x).items():
+        print(f"{name}: mean absolute gradient {value:.6f}")
 
 
 class TransformerBlock(nn.Module):
@@ -127,11 +197,18 @@ class GPTModel(nn.Module):
         return self.out_head(self.final_norm(x))  # (b, num_tokens, vocab_size)
 
 
+def memory_in_mib(cfg: dict) -> float:
+    """Return the MiB (2**20 bytes) that the float32 parameters of GPTModel(cfg) take, without allocating them. Section 4.6."""
+    with torch.device("meta"):  # tensors there have a shape but no data
+        model = GPTModel(cfg)
+    return sum(parameter.numel() for parameter in model.parameters()) * 4 / 2**20
+
+
 def check_token_ids(token_ids: torch.Tensor, vocab_size: int, context_length: int) -> None:
     """Raise ValueError, naming the numbers, unless token_ids is a (b, num_tokens) batch that the model can take. Section 4.6."""
-    if token_ids.dim() != 2 or token_ids.shape[1] == 0:
+    if token_ids.dim() != 2 or token_ids.numel() == 0:
         raise ValueError(f"expected at least one token id per row, shape (b, num_tokens), got {tuple(token_ids.shape)}")
-    if token_ids.is_floating_point():
+    if token_ids.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"token ids must be whole numbers, got {token_ids.dtype}")
     if token_ids.shape[1] > context_length:
         raise ValueError(f"{token_ids.shape[1]} tokens are more than the context_length {context_length}")
@@ -139,12 +216,21 @@ def check_token_ids(token_ids: torch.Tensor, vocab_size: int, context_length: in
         raise ValueError(f"token ids {int(token_ids.min())} to {int(token_ids.max())} leave the vocabulary 0 to {vocab_size - 1}")
 
 
+def tie_weights(model: nn.Module) -> nn.Module:
+    """Make the output head use the token embedding's own weight, one tensor for both, and return the model. Section 4.6."""
+    model.out_head.weight = model.tok_emb.weight  # (vocab_size, emb_dim)
+    return model
+
+
 def generate_text_simple(model: nn.Module, idx: torch.Tensor, max_new_tokens: int, context_size: int) -> torch.Tensor:
     """Append the likeliest next token max_new_tokens times: (b, num_tokens) -> (b, num_tokens + max_new_tokens).
 
     Each step sees the last context_size tokens. Warns when the model is in train mode, because dropout would then make
-    the result random. Raises ValueError for max_new_tokens < 0 or context_size < 1. Chapter 4, section 4.7.
+    the result random. Raises ValueError for ids that are not a batch, max_new_tokens < 0, context_size < 1, and for
+    whatever ids the model refuses. Chapter 4, section 4.7.
     """
+    if idx.dim() != 2:
+        raise ValueError(f"expected token ids of shape (b, num_tokens), got {tuple(idx.shape)}")
     if max_new_tokens < 0 or context_size < 1:
         raise ValueError(f"need max_new_tokens >= 0 and context_size >= 1, got {max_new_tokens} and {context_size}")
     if model.training:
@@ -180,6 +266,8 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
 
+    if args.model_name != "gpt2-small":
+        print(f"{args.model_name} takes {memory_in_mib(cfg) / 1024:.1f} GiB of memory in float32", file=sys.stderr)
     torch.manual_seed(args.seed)
     model = GPTModel(cfg).to(device).eval()
     idx = torch.tensor([prompt_ids], device=device)  # (1, num_tokens)
