@@ -40,7 +40,8 @@ def exercise(number: str, answer: str) -> Callable:
                 raise CheckFailed(message) from None
             except Exception as error:
                 where = learner_line(error)
-                raise CheckFailed(f"exercise {number}: your code stopped with {type(error).__name__}: {error}{where}") from error
+                question = "\n  think:    which value in that line is not what you expect? Print it, or its shape and type"
+                raise CheckFailed(f"exercise {number}: your code stopped with {type(error).__name__}: {error}{where}{question}") from error
 
         CHECKS[number] = (guarded, answer)
         return guarded
@@ -95,8 +96,8 @@ def attempt(answer: Callable, *args, **kwargs) -> object | None:
     name = getattr(answer, "__name__", "your answer")
     try:
         return answer(*args, **kwargs)
-    except NotImplementedError:
-        print(f"no picture yet: {name} is not solved")
+    except NotImplementedError as error:
+        print(f"no picture yet: {str(error) or name} is not solved")
     except Exception as error:
         print(f"no picture: {name} stopped with {type(error).__name__}: {error}{learner_line(error)}")
     return None
