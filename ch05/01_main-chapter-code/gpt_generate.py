@@ -36,9 +36,16 @@ def softmax_with_temperature(logits: torch.Tensor, temperature: float) -> torch.
     return torch.softmax(shifted / temperature, dim=-1)
 
 
+def print_sampled_tokens(probas: torch.Tensor, words: list | None = None, draws: int = 1000) -> None:
+    """Draw token ids from probas (vocab_size) and print how often each came up, with its word if `words` are given. Section 5.3.1."""
+    counts = torch.multinomial(probas, num_samples=draws, replacement=True).bincount(minlength=len(probas))  # (vocab_size)
+    for token, count in enumerate(counts.tolist()):
+        print(f"{count:5d} x {words[token] if words else token}")
+
+
 def keep_top_k(logits: torch.Tensor, top_k: int) -> torch.Tensor:
     """Return logits with all but each row's top_k largest set to minus infinity. Shape kept. Section 5.3.2."""
-    threshold = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]  # (b, 1) smallest logit that stays
+    threshold = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]  # one a row: the smallest that stays
     return logits.masked_fill(logits < threshold, float("-inf"))
 
 

@@ -104,12 +104,13 @@ def train_model_simple(
     """
     state = TrainingState() if state is None else state
     model.train()
+    optimizer.zero_grad()  # begin with empty gradients
     while state.epoch < num_epochs:
         for input_batch, target_batch in remaining_batches(train_loader, state):
-            optimizer.zero_grad()
             loss = calc_loss_batch(input_batch, target_batch, model, device)
             loss.backward()
             optimizer.step()
+            optimizer.zero_grad()  # they are used; free their memory before measuring
             state.batch += 1
             state.step += 1
             state.tokens_seen += input_batch.numel()
