@@ -40,7 +40,8 @@ class NumberTokenizer:
 def check_2_2(predict_loader):
     """First batch and number of batches, against the data set and loader of the chapter."""
     for n_tokens, batch_size, max_length, stride, drop_last in (
-        (50, 4, 4, 4, True), (50, 8, 8, 2, True), (51, 3, 5, 2, False), (41, 2, 4, 4, False), (30, 2, 3, 5, True), (16, 2, 4, 4, True), (12, 8, 4, 4, True),
+        (50, 4, 4, 4, True), (50, 8, 8, 2, True), (51, 3, 5, 2, False), (41, 2, 4, 4, False),
+        (30, 2, 3, 5, True), (16, 2, 4, 4, True), (12, 8, 4, 4, True),
     ):  # fmt: skip
         dataset = GPTDatasetV1(" ".join(map(str, range(n_tokens))), NumberTokenizer(), max_length, stride)
         loader = DataLoader(dataset, batch_size=batch_size, drop_last=drop_last)

@@ -70,7 +70,8 @@ def lookup_table(weight, token_id: int) -> plt.Figure:
     arrow(ax, (1.05, middle), (1.5, middle))
     arrow(ax, (2.15 + 0.62 * columns, middle), (2.5 + 0.62 * columns, middle))
     ax.text(2.55 + 0.62 * columns, middle, f"its vector:\n{columns} numbers", va="center", fontsize=9)
-    ax.text(2.1 + 0.31 * columns, -0.05, f"weight table ({rows}, {columns}): trained like every other parameter", ha="center", fontsize=9, color=GRAY)
+    caption = f"weight table ({rows}, {columns}): trained like every other parameter"
+    ax.text(2.1 + 0.31 * columns, -0.05, caption, ha="center", fontsize=9, color=GRAY)
     return fig
 
 

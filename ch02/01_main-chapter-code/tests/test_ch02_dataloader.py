@@ -269,5 +269,6 @@ def test_bad_input_is_one_line_and_exit_2(case, tmp_path, capsys):
 
 def test_the_script_runs_from_any_folder(tmp_path):
     script = Path(dataloader.__file__)
-    done = subprocess.run([sys.executable, str(script), "--help"], cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", check=False)
+    command = [sys.executable, str(script), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", check=False)
     assert done.returncode == 0 and "default: 8" in done.stdout and done.stderr == ""

@@ -17,8 +17,9 @@ import tiktoken
 FOLDER = Path(dataloader.__file__).parent
 CACHE_NAMES = {name: hashlib.sha1(url.encode()).hexdigest() for name, url in dataloader.GPT2_FILE_URLS.items()}
 ODD_TEXTS = [
-    "", " ", "\n", "a\n\n", "x\n\n\ny", "\r\nline\r\n", "\tif tide < band:\n\t\tring()", "  leading and trailing  ", "a\u00a0b", "don't you'll IT'S",
-    "naïve café — “quoted”", "潮汐時計", "🌊👩‍🔧🇳🇴", "\u0120Ġ literal", "e\u0301 combining", "\x00\x1f\x7f", "1234567 3.50$", '"Hm," she said--', "\ufffd",
+    "", " ", "\n", "a\n\n", "x\n\n\ny", "\r\nline\r\n", "\tif tide < band:\n\t\tring()", "  leading and trailing  ", "a\u00a0b",
+    "don't you'll IT'S", "naïve café — “quoted”", "潮汐時計", "🌊👩\u200d🔧🇳🇴", "\u0120 literal", "e\u0301 combining",
+    "\x00\x1f\x7f", "1234567 3.50$", '"Hm," she said--', "\ufffd",
 ]
 
 
