@@ -1,0 +1,83 @@
+"""Facts that chapter 3's texts and diagrams state, and the diagrams themselves."""
+
+import ast
+import re
+from pathlib import Path
+
+import figures
+import multihead_attention
+import nbformat
+import pytest
+import torch
+
+FOLDER = Path(__file__).resolve().parent.parent
+
+
+def cells(name: str) -> list:
+    return nbformat.read(FOLDER / name, as_version=4).cells
+
+
+@pytest.fixture(scope="module")
+def sentence() -> torch.Tensor:
+    """The chapter's hand-made vectors, taken from the cell that defines them."""
+    source = next(cell.source for cell in cells("ch03.ipynb") if cell.source.startswith("words = "))
+    names = {"torch": torch}
+    exec(source, names)
+    return names["x"]
+
+
+def test_diagram_of_one_query_shows_the_notebooks_numbers(sentence):
+    scores = sentence @ sentence[3]
+    weights = torch.softmax(scores, dim=0)
+    drawn = {text.get_text() for text in figures.one_query().axes[0].texts}
+    assert {f"{number:.2f}" for number in [*scores.tolist(), *weights.tolist()]} <= drawn
+
+
+def test_prose_numbers_about_she_and_nell_hold(sentence):
+    text = "\n".join(cell.source for cell in cells("ch03.ipynb") if cell.cell_type == "markdown")
+    scores = sentence @ sentence[3]
+    water = (torch.softmax(scores, dim=0) @ sentence)[2]
+    assert f'"Nell" wins with {scores[0]:.2f}, even before "she" itself with {scores[3]:.2f}' in text
+    assert f"it went from {sentence[3, 2]:.2f} to {water:.2f}" in text
+
+
+def test_every_diagram_is_used_and_up_to_date(tmp_path, capsys):
+    assert figures.main(["--output", str(tmp_path)]) == 0
+    used = {name for cell in cells("ch03.ipynb") for name in re.findall(r"\]\(figures/([\w-]+)\.svg\)", cell.source)}
+    assert used == set(figures.FIGURES)
+    for name in used:
+        stored = (FOLDER / "figures" / f"{name}.svg").read_text(encoding="utf-8")
+        assert stored.startswith("<?xml") and len(stored) == pytest.approx(len((tmp_path / f"{name}.svg").read_text("utf-8")), rel=0.05)
+
+
+def test_figures_script_refuses_a_folder_it_cannot_write(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    with pytest.raises(SystemExit) as stop:
+        figures.main(["--output", str(tmp_path / "file")])
+    error = capsys.readouterr().err.strip()
+    assert stop.value.code == 2 and "cannot write" in error and "\n" not in error
+
+
+def test_summary_notebook_imports_and_redefines_nothing():
+    code = "\n".join(cell.source for cell in cells("multihead-attention.ipynb") if cell.cell_type == "code")
+    assert not [node for node in ast.walk(ast.parse(code)) if isinstance(node, (ast.ClassDef, ast.FunctionDef))]
+    assert "from multihead_attention import" in code
+
+
+def test_exercises_use_the_chapters_classes():
+    code = "\n".join(cell.source for cell in cells("exercise-solutions.ipynb") if cell.cell_type == "code")
+    assert not [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ClassDef)]
+
+
+def test_readme_lists_every_file_and_names_no_missing_one():
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    linked = set(re.findall(r"\]\(([^)#]+)\)", text))
+    assert all((FOLDER / target).is_file() for target in linked)
+    wanted = {path.name for path in FOLDER.iterdir() if path.is_file() and not path.name.startswith(".")} - {"README.md"}
+    assert wanted <= linked
+
+
+def test_readme_shows_the_scripts_lines(capsys):
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    count = multihead_attention.count_parameters(multihead_attention.MultiHeadAttention(768, 768, 4, 0.0, 12))
+    assert f"parameters: {count:,}" in text
