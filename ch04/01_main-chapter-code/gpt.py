@@ -263,11 +263,10 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"the prompt has {len(prompt_ids)} tokens, more than the context_length {cfg['context_length']}")
     try:
         device = pick_device(args.device)
+        print(f"{args.model_name} takes {memory_in_mib(cfg) / 1024:.1f} GiB of memory", file=sys.stderr)
     except ValueError as error:
         parser.error(str(error))
 
-    if args.model_name != "gpt2-small":
-        print(f"{args.model_name} takes {memory_in_mib(cfg) / 1024:.1f} GiB of memory in float32", file=sys.stderr)
     torch.manual_seed(args.seed)
     model = GPTModel(cfg).to(device).eval()
     idx = torch.tensor([prompt_ids], device=device)  # (1, num_tokens)

@@ -1,0 +1,71 @@
+"""The chapter's text agrees with its outputs, its diagrams exist, and the README tells the truth.
+
+Run it:  pytest ch04/01_main-chapter-code/tests/test_ch04_notebook.py
+"""
+
+import re
+from pathlib import Path
+
+import figures
+import gpt
+import nbformat
+import pytest
+
+FOLDER = Path(gpt.__file__).parent
+NOTEBOOK = nbformat.read(FOLDER / "ch04.ipynb", as_version=4)
+PROSE = "\n".join(cell.source for cell in NOTEBOOK.cells if cell.cell_type == "markdown")
+OUTPUT = "\n".join(output.get("text", "") for cell in NOTEBOOK.cells for output in cell.get("outputs", []))
+README = (FOLDER / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("number", ["163,009,536", "2,360,064", "4,722,432", "3,072", "85,026,816", "38,597,376", "124,412,160"])
+def test_counts_in_the_prose_are_printed(number):
+    assert number in PROSE and number in OUTPUT
+
+
+def test_block_count_in_the_prose_is_the_sum_of_its_printed_parts():
+    assert "7,085,568" in PROSE and 2_360_064 + 4_722_432 + 3_072 == 7_085_568 and 12 * 7_085_568 == 85_026_816
+
+
+def test_gradient_ratios_in_the_prose_fit_the_printed_ones():
+    before, first = map(int, re.search(r"against the one before: (\d+), against the first: (\d+)", OUTPUT).groups())
+    assert f"by a factor of {before}, to the first layer by more than 40" in PROSE and first > 40
+    gain = int(re.search(r"first layer: (\d+) times larger", OUTPUT)[1])
+    assert 25 < gain < 100, "the prediction offers 5, 50 or 500"
+
+
+def test_shares_in_the_prose_follow_from_the_counts():
+    table, xl_table, xl = 38_597_376, 50257 * 1600, 1_637_792_000
+    assert "24 %" in PROSE and round(100 * table / 163_009_536) == 24
+    assert "5 % in XL" in PROSE and round(100 * xl_table / xl) == 5
+    assert "in the largest one a tenth" in PROSE and round((2 * xl_table + 1024 * 1600) / xl, 2) == 0.10
+
+
+def test_prediction_of_the_untrained_model_is_nearly_undecided():
+    share = float(re.search(r"its probability: ([\d.]+)", OUTPUT)[1])
+    assert "less than 0.02 %" in PROSE and share < 0.0002
+
+
+def test_notebook_and_readme_show_the_same_seeded_text():
+    ids = re.search(r"output ids: (\[.*\])", README)[1]
+    assert ids in OUTPUT
+
+
+def test_readme_names_every_file_and_no_other():
+    files = {path.name for path in [*FOLDER.iterdir(), *(FOLDER / "figures").iterdir(), *(FOLDER / "tests").iterdir()] if path.is_file()}
+    named = set(re.findall(r"`([\w.-]+\.(?:py|ipynb|txt|svg|md))`", README)) | {"README.md"}
+    assert files == named
+
+
+def test_diagrams_are_those_of_figures_py(tmp_path):
+    assert figures.main(["--output", str(tmp_path / "new")]) == 0
+    names = {path.name for path in (tmp_path / "new").iterdir()}
+    assert names == {path.name for path in (FOLDER / "figures").iterdir()}
+    assert all(f"figures/{name}" in PROSE for name in names)
+
+
+def test_diagrams_that_cannot_be_written_end_in_one_line(tmp_path, capsys):
+    (tmp_path / "taken").write_text("a file, not a folder", encoding="utf-8")
+    with pytest.raises(SystemExit) as stopped:
+        figures.main(["--output", str(tmp_path / "taken")])
+    assert stopped.value.code == 2 and len(capsys.readouterr().err.strip().splitlines()) == 1
