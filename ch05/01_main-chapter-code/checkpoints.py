@@ -68,10 +68,10 @@ def read_checkpoint(path: Path, settings: dict) -> dict:
     """Return a saved checkpoint. Raises ValueError if it is missing, damaged, or saved under other settings. Section 5.4."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        saved = checkpoint["settings"]
+        saved = dict(checkpoint["settings"])
     except FileNotFoundError:
         raise ValueError(f"nothing to resume: {path} does not exist") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, pickle.UnpicklingError):
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, pickle.UnpicklingError):
         raise ValueError(f"{path} is damaged, or no checkpoint of this script") from None
     differing = [f"{key} is {saved.get(key)} there, {value} here" for key, value in settings.items() if saved.get(key) != value]
     if differing:

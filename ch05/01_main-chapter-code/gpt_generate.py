@@ -29,7 +29,7 @@ def token_ids_to_text(token_ids: torch.Tensor, tokenizer) -> str:
 
 def softmax_with_temperature(logits: torch.Tensor, temperature: float) -> torch.Tensor:
     """Return softmax(logits / temperature) over the last dimension; ValueError unless temperature > 0. Section 5.3.1."""
-    if temperature <= 0:
+    if not temperature > 0:
         raise ValueError(f"temperature must be positive here, got {temperature}")
     # Subtract the maximum first: dividing large logits by a small temperature would overflow, and softmax does not mind.
     shifted = logits - logits.max(dim=-1, keepdim=True).values
@@ -61,12 +61,12 @@ def generate(
     """Append up to max_new_tokens tokens to each row of idx (b, num_tokens); temperature 0 is greedy.
 
     With `eos_id`, stops before appending it; in a batch a finished row is filled with eos_id until all are finished.
-    Raises ValueError for a negative temperature, top_k < 1 or max_new_tokens < 0. Chapter 5, section 5.3.3.
+    Raises ValueError for a temperature below 0 or not finite, top_k < 1, max_new_tokens < 0, context_size < 1. Chapter 5, section 5.3.3.
     """
-    if temperature < 0 or max_new_tokens < 0 or (top_k is not None and top_k < 1):
-        raise ValueError(
-            f"need temperature >= 0, top_k >= 1, max_new_tokens >= 0; got {temperature}, {top_k}, {max_new_tokens}"
-        )
+    if not 0 <= temperature < math.inf or (top_k is not None and top_k < 1):
+        raise ValueError(f"need a finite temperature >= 0 and top_k >= 1, got {temperature} and {top_k}")
+    if max_new_tokens < 0 or context_size < 1:
+        raise ValueError(f"need max_new_tokens >= 0 and context_size >= 1, got {max_new_tokens} and {context_size}")
     finished = torch.zeros(idx.shape[0], 1, dtype=torch.bool, device=idx.device)  # (b, 1)
     for _ in range(max_new_tokens):
         with torch.no_grad():
@@ -106,7 +106,7 @@ def load_trained_gpt(weights: str | Path) -> tuple[GPTModel, dict]:
     except FileNotFoundError as error:
         raise ValueError(f"{error.filename} does not exist; gpt_train.py writes it") from None
     except (RuntimeError, EOFError, OSError, ValueError, TypeError, AttributeError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{weights} cannot be loaded with {config_file}: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{weights} cannot be loaded with {config_file}: {(str(error) or type(error).__name__).splitlines()[0]}") from None
     return model.eval(), cfg
 
 
@@ -141,6 +141,8 @@ def main(argv: list[str] | None = None) -> int:
         model, cfg = load_trained_gpt(args.weights)
         if idx.shape[1] > cfg["context_length"]:
             raise ValueError(f"the prompt has {idx.shape[1]} tokens, more than the context_length {cfg['context_length']}")
+        if args.eos_id is not None and args.eos_id >= cfg["vocab_size"]:
+            raise ValueError(f"--eos_id {args.eos_id} is outside the vocabulary 0 to {cfg['vocab_size'] - 1}")
         device = pick_device(args.device)
     except ValueError as error:
         parser.error(str(error))

@@ -6,11 +6,13 @@ bit for bit.
 Run it:  python gpt_train.py --output_dir my-gpt        (about five minutes on two cores; then see gpt_generate.py)
 """
 
+import argparse
 import contextlib
 import hashlib
 import json
 import math
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -212,6 +214,8 @@ def main(gpt_config: dict, settings: dict) -> tuple[list, list, list, nn.Module]
     print(f"parameters {sum(p.numel() for p in model.parameters()):,}, precision {precision}, learning rate {settings['learning_rate']}")
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
+        for old in ("model.pth", "model_best.pth") if not checkpoint else ():
+            (folder / old).unlink(missing_ok=True)  # they would not fit the new config.json
         (folder / "config.json").write_text(json.dumps(gpt_config, indent=2) + "\n", encoding="utf-8")
         if not checkpoint:
             save_checkpoint(folder / "checkpoint.pth", model, optimizer, state, fixed)
@@ -230,21 +234,11 @@ def main(gpt_config: dict, settings: dict) -> tuple[list, list, list, nn.Module]
         return done and state.step + 1 == settings["max_steps"]
 
     bar = tqdm(total=last_step * tokens_per_step, initial=state.tokens_seen, unit="tokens", unit_scale=True, mininterval=1)
-    with bar, contextlib.redirect_stdout(PrintAboveBar(sys.stdout)):
-        losses = train_model_simple(
-            model,
-            train_loader,
-            val_loader,
-            optimizer,
-            device,
-            settings["num_epochs"],
-            settings["eval_freq"],
-            settings["eval_iter"],
-            settings["start_context"],
-            gpt2_tokenizer(),
-            state,
-            after_step,
-        )
+    losses = (state.train_losses, state.val_losses, state.track_tokens_seen)
+    if state.step + 1 < last_step:
+        measuring = (settings["num_epochs"], settings["eval_freq"], settings["eval_iter"], settings["start_context"], gpt2_tokenizer())
+        with bar, contextlib.redirect_stdout(PrintAboveBar(sys.stdout)):
+            losses = train_model_simple(model, train_loader, val_loader, optimizer, device, *measuring, state, after_step)
     if folder:
         save_atomically(model.state_dict(), folder / "model.pth")
         if settings["plot"]:
@@ -254,11 +248,16 @@ def main(gpt_config: dict, settings: dict) -> tuple[list, list, list, nn.Module]
 
 
 def positive_float(text: str) -> float:
-    """argparse type for numbers > 0."""
+    """argparse type for finite numbers > 0."""
     value = float(text)
     if not 0 < value < math.inf:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{value} is outside the allowed range (0, infinity)")
     return value
+
+
+def float_from_zero(text: str) -> float:
+    """argparse type for finite numbers >= 0."""
+    return 0.0 if float(text) == 0 else positive_float(text)
 
 
 def command_line(argv: list[str] | None = None) -> int:
@@ -268,7 +267,7 @@ def command_line(argv: list[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int_at_least(1), default=10, help="passes over the text")
     parser.add_argument("--batch_size", type=int_at_least(1), default=2, help="windows per update")
     parser.add_argument("--lr", type=positive_float, default=5e-4, help="learning rate of AdamW")
-    parser.add_argument("--weight_decay", type=float, default=0.1, help="weight decay of AdamW")
+    parser.add_argument("--weight_decay", type=float_from_zero, default=0.1, help="weight decay of AdamW")
     parser.add_argument("--context_length", type=int_at_least(1), default=256, help="tokens per window")
     parser.add_argument("--emb_dim", type=int_at_least(1), default=768, help="width of the model")
     parser.add_argument("--n_heads", type=int_at_least(1), default=12, help="attention heads")
@@ -290,10 +289,15 @@ def command_line(argv: list[str] | None = None) -> int:
     settings["num_epochs"], settings["learning_rate"] = settings.pop("epochs"), settings.pop("lr")
     sizes = ("context_length", "emb_dim", "n_heads", "n_layers", "drop_rate")
     gpt_config = {**GPT_CONFIG_124M, **{key: settings.pop(key) for key in sizes}}
+    warnings.filterwarnings("ignore", "no batch")  # create_split_loaders makes it an error
     try:
         train_losses, val_losses, tokens_seen, _ = main(gpt_config, settings)
-    except ValueError as error:
-        parser.error(str(error))
+    except (ValueError, OSError) as error:
+        parser.error(" ".join(str(error).split()))
+    except RuntimeError as error:
+        if "PytorchStreamWriter" not in str(error):  # what torch.save raises when the disk is full
+            raise
+        parser.error(f"cannot write to {settings['output_dir']}; --resume goes on from the last checkpoint")
     except KeyboardInterrupt:
         parser.exit(130, f"stopped; the same command with --resume goes on from the checkpoint in {settings['output_dir']}\n")
     print(f"{tokens_seen[-1]:,} tokens seen, train loss {train_losses[-1]:.3f}, val loss {val_losses[-1]:.3f}")
