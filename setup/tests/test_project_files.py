@@ -25,7 +25,7 @@ else:
 REPO = Path(__file__).resolve().parents[2]
 MAX_BYTES = 300_000
 MAY_BE_LARGER = {"gpt2-mini/model.safetensors"}  # ends of paths
-OWN_NAMES = {"sklearn": "scikit-learn", "jupyter_client": "jupyter-client", "google": "protobuf"}  # module -> distribution
+OWN_NAMES = {"sklearn": "scikit-learn", "jupyter_client": "jupyter-client", "google": "protobuf", "PIL": "pillow", "tiktoken_ext": "tiktoken"}  # module -> distribution
 WITH_PYTHON = {"pip"}  # the environment check reads versions with it when `packaging` is missing
 TENSORFLOW_READERS = re.compile(r"(^|/)gpt_download\.py$|/tests/")
 PATTERNS = {  # key-shaped strings
@@ -298,6 +298,33 @@ def test_tests_call_the_running_interpreter():
 def test_no_file_is_too_large():
     large = [name for name in tracked() if (REPO / name).stat().st_size > MAX_BYTES]
     assert [name for name in large if not name.endswith(tuple(MAY_BE_LARGER))] == []
+
+
+def long_definitions(source, kind, most, name=""):
+    """{name: lines} of the definitions of a kind whose name contains `name` and that have more than `most` lines."""
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, kind) and name in node.name]
+    lengths = {node.name: node.end_lineno - node.lineno + 1 for node in nodes}
+    return {name: lines for name, lines in lengths.items() if lines > most}
+
+
+def test_code_stays_short_enough_to_read():
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    found = {}
+    for name in tracked():
+        if name.endswith(".py"):
+            found[name] = long_definitions(text_of(name), functions, 60) | long_definitions(text_of(name), ast.ClassDef, 50, "Attention")
+    assert {name: long for name, long in found.items() if long} == {}
+
+
+def test_a_long_function_is_seen():
+    source = "def short():\n    pass\n\n\ndef long():\n" + "    x = 1\n" * 60
+    assert long_definitions(source, ast.FunctionDef, 60) == {"long": 61}
+
+
+def test_summary_modules_are_read_in_one_sitting():
+    summaries = [name for name in tracked() if re.search(r"01_main-chapter-code/(dataloader|multihead_attention|gpt\w*)\.py$", name)]
+    lengths = {name: len(text_of(name).splitlines()) for name in summaries}
+    assert len(summaries) >= 5 and {name: lines for name, lines in lengths.items() if not 75 <= lines <= 300} == {}
 
 
 def test_nothing_is_tracked_although_ignored():

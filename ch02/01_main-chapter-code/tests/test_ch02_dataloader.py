@@ -122,8 +122,8 @@ def test_no_batch_at_all_is_warned_about_with_both_numbers():
 def test_a_loader_with_batches_does_not_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        dataloader.create_dataloader_v1(STORY, batch_size=20, stride=256)
-        dataloader.create_dataloader_v1(STORY, batch_size=21, stride=256, drop_last=False)
+        assert len(dataloader.create_dataloader_v1(STORY, batch_size=20, stride=256)) == 1
+        assert len(dataloader.create_dataloader_v1(STORY, batch_size=21, stride=256, drop_last=False)) == 1
 
 
 # ---- word tokenizers ----

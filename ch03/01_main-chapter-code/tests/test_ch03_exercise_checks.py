@@ -183,8 +183,9 @@ def test_worked_solution_passes(number, worked, capsys):
 
 
 @pytest.mark.parametrize("number", SECOND)
-def test_second_solution_passes(number):
+def test_second_solution_passes(number, capsys):
     CHECKS[number][0](SECOND[number])
+    assert f"exercise {number}: passed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("number", "index"), [(number, i) for number, edits in EDITS.items() for i in range(len(edits))])

@@ -56,6 +56,7 @@ def test_unix_sockets_work():
         server.bind("s")
         server.listen()
         client.connect("s")
+        assert client.getpeername() == "s"
 
 
 @pytest.mark.network
