@@ -131,7 +131,9 @@ def test_evaluation_is_without_dropout_and_returns_to_train_mode():
     state = torch.get_rng_state()
     losses = gpt_train.evaluate_model(model, *loaders, CPU, 2)
     assert torch.equal(state, torch.get_rng_state()) and model.training
-    assert losses[1] == gpt_train.evaluate_model(model, *loaders, CPU, 2)[1]
+    model.eval()
+    with torch.no_grad():
+        assert losses[1] == gpt_train.calc_loss_loader(loaders[1], model, CPU, 2)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -184,8 +186,11 @@ def options(text_file, output, *more):
 def test_command_line_trains_saves_and_goes_on_where_it_stopped(tmp_path, text_file, capsys):
     assert gpt_train.command_line(options(text_file, tmp_path / "whole")) == 0
     assert gpt_train.command_line(options(text_file, tmp_path / "parts", "--max_steps", "3")) == 0
-    for limit in (["--max_steps", "3"], ["--max_steps", "5"], [], []):
+    steps = len(gpt_train.create_split_loaders(TEXT, SMALL, 4)[0]) * 2
+    for limit, done in ((["--max_steps", "3"], 3), (["--max_steps", "2"], 3), (["--max_steps", "5"], 5), ([], steps), ([], steps)):
         assert gpt_train.command_line(options(text_file, tmp_path / "parts", "--resume", *limit)) == 0
+        checkpoint = torch.load(tmp_path / "parts" / "checkpoint.pth", weights_only=True)
+        assert checkpoint["state"]["step"] + 1 == done
     weights = [torch.load(tmp_path / name / "model.pth", weights_only=True) for name in ("whole", "parts")]
     assert equal(*weights)
     names = {path.name for path in (tmp_path / "whole").iterdir()}
