@@ -9,11 +9,13 @@ import argparse
 import functools
 import runpy
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
 CHECKS = {}  # exercise number -> (check function, name the answer has in a learner's file)
 
 
@@ -38,9 +40,7 @@ def exercise(number: str, answer: str) -> Callable:
                 message = f"exercise {number} is not solved yet: write {answer} in the cell above, run that cell, then run this one"
                 raise CheckFailed(message) from None
             except Exception as error:
-                where = learner_line(error)
-                question = "\n  think:    which value in that line is not what you expect? Print it, or its shape and type"
-                raise CheckFailed(f"exercise {number}: your code stopped with {type(error).__name__}: {error}{where}{question}") from error
+                raise CheckFailed(explain(number, error)) from error
 
         CHECKS[number] = (guarded, answer)
         return guarded
@@ -48,13 +48,26 @@ def exercise(number: str, answer: str) -> Callable:
     return decorate
 
 
+def explain(number: str, error: Exception) -> str:
+    """Say what stopped a check: the learner's code, or what it returned (or did not take), which the check cannot use."""
+    what = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    where = learner_line(error)
+    if where:
+        question = "which value in that line is not what you expect? Print it, or its shape and type"
+        return f"exercise {number}: your code stopped with {what}{where}\n  think:    {question}"
+    question = "does it take what the stub takes, and return (not print) what the task describes, with all its parts?"
+    place = f"exercise {number}, between the check and your answer, not inside your code"
+    return f"not right yet\n  where:    {place}\n  expected: an answer of the stub's kind\n  got:      {what}\n  think:    {question}"
+
+
 def learner_line(error: Exception) -> str:
-    """Return ' (line N of FILE)' for the innermost traceback entry outside the installed libraries and the checks."""
+    """Return ' (line N of FILE)' for the innermost traceback entry outside Python, the installed libraries and the checks."""
     place = ""
     trace = error.__traceback__
     while trace:
         filename = trace.tb_frame.f_code.co_filename
-        if "site-packages" not in filename and Path(filename).name not in ("check_tools.py", "exercise_checks.py"):
+        foreign = "site-packages" in filename or filename.startswith(("<frozen", STANDARD_LIBRARY))
+        if not foreign and Path(filename).name not in ("check_tools.py", "exercise_checks.py"):
             place = f" (line {trace.tb_lineno} of {'your cell' if 'ipykernel' in filename else Path(filename).name})"
         trace = trace.tb_next
     return place

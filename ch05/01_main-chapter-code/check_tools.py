@@ -3,17 +3,20 @@
 
 A check is a function `check_2_1(answer)` decorated with `@exercise("2.1", answer="name_in_the_file")`. It calls the learner's
 answer, compares with an independent oracle through `expect_equal` or `expect_close`, and ends with `passed("2.1")`.
+Cells that draw a learner's own output call the answer through `attempt`, which survives an exercise not solved yet.
 """
 
 import argparse
 import functools
 import runpy
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
 CHECKS = {}  # exercise number -> (check function, name the answer has in a learner's file)
 
 
@@ -38,8 +41,7 @@ def exercise(number: str, answer: str) -> Callable:
                 message = f"exercise {number} is not solved yet: write {answer} in the cell above, run that cell, then run this one"
                 raise CheckFailed(message) from None
             except Exception as error:
-                where = learner_line(error)
-                raise CheckFailed(f"exercise {number}: your code stopped with {type(error).__name__}: {error}{where}") from error
+                raise CheckFailed(explain(number, error)) from error
 
         CHECKS[number] = (guarded, answer)
         return guarded
@@ -47,13 +49,26 @@ def exercise(number: str, answer: str) -> Callable:
     return decorate
 
 
+def explain(number: str, error: Exception) -> str:
+    """Say what stopped a check: the learner's code, or what it returned (or did not take), which the check cannot use."""
+    what = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    where = learner_line(error)
+    if where:
+        question = "which value in that line is not what you expect? Print it, or its shape and type"
+        return f"exercise {number}: your code stopped with {what}{where}\n  think:    {question}"
+    question = "does it take what the stub takes, and return (not print) what the task describes, with all its parts?"
+    place = f"exercise {number}, between the check and your answer, not inside your code"
+    return f"not right yet\n  where:    {place}\n  expected: an answer of the stub's kind\n  got:      {what}\n  think:    {question}"
+
+
 def learner_line(error: Exception) -> str:
-    """Return ' (line N of FILE)' for the innermost traceback entry outside the installed libraries and the checks."""
+    """Return ' (line N of FILE)' for the innermost traceback entry outside Python, the installed libraries and the checks."""
     place = ""
     trace = error.__traceback__
     while trace:
         filename = trace.tb_frame.f_code.co_filename
-        if "site-packages" not in filename and Path(filename).name not in ("check_tools.py", "exercise_checks.py"):
+        foreign = "site-packages" in filename or filename.startswith(("<frozen", STANDARD_LIBRARY))
+        if not foreign and Path(filename).name not in ("check_tools.py", "exercise_checks.py"):
             place = f" (line {trace.tb_lineno} of {'your cell' if 'ipykernel' in filename else Path(filename).name})"
         trace = trace.tb_next
     return place
@@ -89,25 +104,49 @@ def expect_close(expected: torch.Tensor | float, got: object, where: str, questi
         fail(f"{expected[index].item():.6g}{at}", worst, where, question)
 
 
+def attempt(answer: Callable, *args, **kwargs) -> object | None:
+    """Return answer(*args, **kwargs) for a picture, or None and one line if it is not solved yet or stops with an error."""
+    name = getattr(answer, "__name__", "your answer")
+    try:
+        return answer(*args, **kwargs)
+    except NotImplementedError as error:
+        print(f"no picture yet: {str(error) or name} is not solved")
+    except Exception as error:
+        print(f"no picture: {name} stopped with {type(error).__name__}: {error}{learner_line(error)}")
+    return None
+
+
 def passed(number: str, note: str = "") -> None:
     """Say that the answer is right."""
     print(f"exercise {number}: passed" + (f" ({note})" if note else ""))
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """argparse that answers a bad call with one line on stderr and exit code 2."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
 def main(argv: list[str] | None = None) -> int:
     """`python exercise_checks.py 2.1 my_answer.py`: 0 if right, 1 if not, 2 with one line for a bad call."""
-    parser = argparse.ArgumentParser(description="Check an answer to an exercise.", allow_abbrev=False)
+    parser = OneLineParser(description="Check an answer to an exercise.", allow_abbrev=False)
     parser.add_argument("number", help=f"one of: {', '.join(CHECKS)}")
     parser.add_argument("file", help="Python file that defines the answer")
     args = parser.parse_args(argv)
     if args.number not in CHECKS:
-        parser.exit(2, f"unknown exercise {args.number} (known: {', '.join(CHECKS)})\n")
+        parser.error(f"unknown exercise {args.number} (known: {', '.join(CHECKS)})")
     if not Path(args.file).is_file():
-        parser.exit(2, f"no such file: {args.file}\n")
+        parser.error(f"no such file: {args.file}")
     check, answer = CHECKS[args.number]
-    names = runpy.run_path(args.file)
+    try:
+        names = runpy.run_path(args.file)
+    except Exception as error:
+        line = error.lineno if isinstance(error, SyntaxError) else None
+        where = f" (line {line})" if line else learner_line(error)
+        parser.error(f"{args.file} cannot be run: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}{where}")
     if answer not in names:
-        parser.exit(2, f"{args.file} does not define {answer}\n")
+        parser.error(f"{args.file} does not define {answer}")
     try:
         check(names[answer])
     except CheckFailed as error:

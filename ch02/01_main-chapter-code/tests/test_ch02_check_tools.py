@@ -1,5 +1,7 @@
 """The checker's plumbing: what passes, what fails, what a learner reads, and the command line."""
 
+import re
+
 import check_tools
 import pytest
 import torch
@@ -47,6 +49,33 @@ def test_an_error_in_the_answer_becomes_one_message_with_its_line(registry):
 
     with pytest.raises(CheckFailed, match=r"stopped with ZeroDivisionError: division by zero \(line \d+ of test_ch02_check_tools.py\)"):
         registry(double)
+
+
+def test_the_line_is_the_learners_own_when_python_itself_raises(registry):
+    def double(x):
+        return re.split(",", x)
+
+    with pytest.raises(CheckFailed, match=r"stopped with TypeError: .* \(line \d+ of test_ch02_check_tools.py\)"):
+        registry(double)
+
+
+PAIR_CHECK = """
+@exercise("9.2", answer="pair")
+def check_9_2(pair):
+    left, right = pair(1)
+"""
+
+
+@pytest.mark.parametrize("pair", [lambda x: None, lambda x: (1, 2, 3), lambda: (1, 2), 4, "four"])
+def test_an_answer_that_the_check_cannot_use_is_explained_without_blaming_a_line(pair):
+    names = {"exercise": exercise}
+    exec(compile(PAIR_CHECK, "exercise_checks.py", "exec"), names)
+    with pytest.raises(CheckFailed) as error:
+        names["check_9_2"](pair)
+    message = str(error.value)
+    assert "your code stopped" not in message and "line" not in message
+    assert "got:      TypeError" in message or "got:      ValueError" in message
+    assert "does it take what the stub takes, and return" in message
 
 
 def test_jupyter_shows_the_message_alone():
