@@ -47,6 +47,8 @@ def check_4_1(count_block):
         where = f"count_block({emb_dim}, {qkv_bias})"
         if not isinstance(got, tuple) or len(got) != 2:
             fail("a tuple of two numbers", repr(got), where, "does your function return attention first and feed-forward second?")
+        if not all(isinstance(value, int) for value in got):
+            fail("two whole numbers", repr(got), where, "a division with / gives a float: did one slip in?")
         for name, module, value in zip(["attention", "feed-forward"], [attention, feed_forward], got):
             expected = sum(p.numel() for p in module.parameters())
             question = "which of the linear layers have a bias, how long is it, and does qkv_bias change that?"
@@ -83,6 +85,8 @@ def check_4_2b(calculate_size):
     for name, expected in known.items():
         with torch.device("meta"):
             got = calculate_size(GPTModel({**GPT_CONFIG_124M, **MODEL_SIZES[name]}))
+        if not isinstance(got, tuple | list) or len(got) != 3:
+            fail("three numbers", repr(got), f"calculate_size of {name}", "do you return total, tied and MiB, in this order?")
         for part, want, value in zip(["total", "tied", "MiB"], expected, got):
             question = "is MiB 2**20 bytes, at 4 bytes a parameter?" if part == "MiB" else "which one table is shared when tied?"
             expect_close(want, value, f"{name}, {part}", question, atol=0.01)
@@ -210,7 +214,7 @@ def check_4_7(gpt_forward):
                 question = "with one token attention is only value and output projection: are norm, GELU form and shortcuts right?"
             else:
                 question = "one token works: are heads split, scores divided by the root of head_dim, and later keys blocked?"
-            expect_close(expected, got, f"b={b}, num_tokens={num_tokens}, {changes or 'base sizes'}", question, atol=1e-3)
+            expect_close(expected, got, f"b={b}, num_tokens={num_tokens}, {changes or 'base sizes'}", question, atol=1e-4)
     passed("4.7", "a GPT in one function")
 
 

@@ -4,7 +4,7 @@ It wraps chapter 3's `MultiHeadAttention` into transformer blocks (layer norm, f
 them between token embeddings and an output head. The model is untrained here, so the text it writes is noise; chapter 5
 trains it.
 
-Run it:  python gpt.py --prompt "The harbour was" --max_new_tokens 10
+Run it:  python gpt.py --prompt "The harbor was" --max_new_tokens 10
 """
 
 import math
@@ -246,7 +246,7 @@ def generate_text_simple(model: nn.Module, idx: torch.Tensor, max_new_tokens: in
 def main(argv: list[str] | None = None) -> int:
     """Command line of this file; returns 0, or exits with code 2 and one line on bad input."""
     parser = OneLineParser("Let an untrained GPT of a chosen size continue a prompt (the result is noise).")
-    parser.add_argument("--prompt", default="The harbour was", help="text to continue")
+    parser.add_argument("--prompt", default="The harbor was", help="text to continue")
     parser.add_argument("--max_new_tokens", type=int_at_least(0), default=10, help="tokens to add")
     parser.add_argument("--model_name", default="gpt2-small", help=", ".join(MODEL_SIZES))
     parser.add_argument("--seed", type=int, default=123, help="random seed of the weights")

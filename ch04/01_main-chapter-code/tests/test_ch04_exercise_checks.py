@@ -150,6 +150,7 @@ MUTANTS = {  # one edit each of the worked solution: (what stands there, what re
         ("5 * emb_dim", "2 * emb_dim"),
         ("8 * emb_dim**2", "4 * emb_dim**2"),
         ("return attention, feed_forward", "return feed_forward, attention"),
+        ("4 * emb_dim**2", "emb_dim**2 / 0.25"),
     ],
     "4.2": [
         ("if model_name not in MODEL_SIZES:", "if False:"),
@@ -166,6 +167,7 @@ MUTANTS = {  # one edit each of the worked solution: (what stands there, what re
         ("total * 4", "total * 2"),
         ("total if shared else total - model.out_head.weight.numel()", "total"),
         ("return total, tied, total * 4", "return total, tied, tied * 4"),
+        ("for name in MODEL_SIZES:\n", "whole = calculate_size\ncalculate_size = lambda model: whole(model)[:2]\nfor name in []:\n"),
     ],
     "4.3": [
         ('cfg["drop_rate_attn"]', 'cfg["drop_rate_shortcut"]'),
@@ -208,6 +210,7 @@ MUTANTS = {  # one edit each of the worked solution: (what stands there, what re
         ("(emb_dim // n_heads) ** 0.5", "emb_dim ** 0.5"),
         ('.masked_fill(later, float("-inf"))', ""),
         ("hidden = 0.5 * hidden * (1 + torch.tanh(math.sqrt(2 / math.pi) * (hidden + 0.044715 * hidden**3)))", "hidden = hidden.relu()"),
+        ("(1 + torch.tanh(math.sqrt(2 / math.pi) * (hidden + 0.044715 * hidden**3)))", "(1 + torch.erf(hidden / 2**0.5))"),
         ('x = x + linear(weights, f"{block}.ff.layers.2", hidden)', 'x = linear(weights, f"{block}.ff.layers.2", hidden)'),
         ('norm(weights, f"{block}.norm1", x), n_heads)', "x, n_heads)"),
         ('norm(weights, "final_norm", x)', "x"),

@@ -32,6 +32,16 @@ def test_gradient_ratios_in_the_prose_fit_the_printed_ones():
     assert f"by a factor of {before}, to the first layer by more than 40" in PROSE and first > 40
     gain = int(re.search(r"first layer: (\d+) times larger", OUTPUT)[1])
     assert 25 < gain < 100, "the prediction offers 5, 50 or 500"
+    values = [float(value) for value in re.findall(r"mean absolute gradient ([\d.]+)", OUTPUT)]
+    plain, shortcut = values[:5], values[5:]
+    grown, lost = round(shortcut[4] / plain[4]), round(shortcut[4] / shortcut[0])
+    assert f"grew too, {grown} times" in PROSE and f"{first} times less than the last, with them {lost} times less" in PROSE
+    assert abs(shortcut[0] / shortcut[3] - 1) < 0.05, "from layer 3 back to layer 0 nothing is lost"
+
+
+def test_chapter_page_presents_the_alternatives_to_attention():
+    section = (FOLDER.parent / "README.md").read_text(encoding="utf-8").split("\n## Attention alternatives\n")[1]
+    assert all(f"`{name}`" in section for name in ["04_gqa", "05_mla", "06_swa", "08_deltanet"])
 
 
 def test_shares_in_the_prose_follow_from_the_counts():
