@@ -6,10 +6,8 @@ bit for bit.
 Run it:  python gpt_train.py --output_dir my-gpt        (about five minutes on two cores; then see gpt_generate.py)
 """
 
-import argparse
 import contextlib
 import hashlib
-import json
 import math
 import sys
 import warnings
@@ -35,7 +33,15 @@ from previous_chapters import (
 )
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from training_tools import PrintAboveBar, peak_memory_gb, return_freed_memory, use_precision
+from training_tools import (
+    PrintAboveBar,
+    float_from_zero,
+    peak_memory_gb,
+    positive_float,
+    prepare_folder,
+    return_freed_memory,
+    use_precision,
+)
 
 STORY_FILE = Path(__file__).resolve().parent / "the-tide-clock.txt"
 START_CONTEXT = "Mrs. Tamsett looked at the clock"
@@ -213,10 +219,7 @@ def main(gpt_config: dict, settings: dict) -> tuple[list, list, list, nn.Module]
     state = restore_checkpoint(checkpoint, model, optimizer) if checkpoint else TrainingState()
     print(f"parameters {sum(p.numel() for p in model.parameters()):,}, precision {precision}, learning rate {settings['learning_rate']}")
     if folder:
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in ("model.pth", "model_best.pth") if not checkpoint else ():
-            (folder / old).unlink(missing_ok=True)  # they would not fit the new config.json
-        (folder / "config.json").write_text(json.dumps(gpt_config, indent=2) + "\n", encoding="utf-8")
+        prepare_folder(folder, gpt_config, keep_results=checkpoint is not None)
         if not checkpoint:
             save_checkpoint(folder / "checkpoint.pth", model, optimizer, state, fixed)
 
@@ -245,19 +248,6 @@ def main(gpt_config: dict, settings: dict) -> tuple[list, list, list, nn.Module]
             tokens_per_epoch = len(train_loader) * tokens_per_step
             plot_losses([t / tokens_per_epoch for t in losses[2]], losses[2], *losses[:2], path=folder / "loss-plot.pdf")
     return *losses, model
-
-
-def positive_float(text: str) -> float:
-    """argparse type for finite numbers > 0."""
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{value} is outside the allowed range (0, infinity)")
-    return value
-
-
-def float_from_zero(text: str) -> float:
-    """argparse type for finite numbers >= 0."""
-    return 0.0 if float(text) == 0 else positive_float(text)
 
 
 def command_line(argv: list[str] | None = None) -> int:

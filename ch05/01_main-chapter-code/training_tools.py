@@ -1,9 +1,13 @@
-"""Plumbing of the training script: bfloat16 where it is fast, memory, and a progress bar beside printed lines."""
+"""Plumbing of the training script: bfloat16 where it is fast, memory, folders, numbers, a bar beside printed lines."""
 
+import argparse
 import contextlib
 import ctypes
+import json
+import math
 import sys
 import time
+from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -75,3 +79,24 @@ class PrintAboveBar:
 
     def flush(self) -> None:
         self.stdout.flush()
+
+
+def prepare_folder(folder: Path, gpt_config: dict, keep_results: bool) -> None:
+    """Make the folder of a run and write its config.json; old weights go unless keep_results: they would not fit it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in () if keep_results else ("model.pth", "model_best.pth"):
+        (folder / old).unlink(missing_ok=True)
+    (folder / "config.json").write_text(json.dumps(gpt_config, indent=2) + "\n", encoding="utf-8")
+
+
+def positive_float(text: str) -> float:
+    """argparse type for finite numbers > 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{value} is outside the allowed range (0, infinity)")
+    return value
+
+
+def float_from_zero(text: str) -> float:
+    """argparse type for finite numbers >= 0."""
+    return 0.0 if float(text) == 0 else positive_float(text)
