@@ -18,20 +18,26 @@ NO_ERROR = "no error"
 
 
 def picture(make_tables: Callable[[], dict[str, torch.Tensor]], alt: str, same_colors: bool = False) -> None:
-    """Draw tables side by side as heat maps, title above each; says so if the exercise is not solved yet."""
+    """Draw tables side by side as heat maps, title above each; one line instead if there is nothing that can be drawn."""
     import matplotlib.pyplot as plt
     from plot_style import show, use_course_style
 
     try:
-        tables = make_tables()
+        tables = {title: torch.as_tensor(table).detach().float() for title, table in make_tables().items()}
     except NotImplementedError:
         print("nothing to draw yet: solve the exercise, then run this cell again")
+        return
+    except Exception as error:
+        print(f"no picture: {type(error).__name__}: {str(error).partition(chr(10))[0]} (the check below says more)")
+        return
+    if wrong := [f"{title}: {tuple(table.shape)}" for title, table in tables.items() if table.dim() != 2]:
+        print(f"no picture: a table has two dimensions, but these shapes came back: {', '.join(wrong)}")
         return
     use_course_style()
     top = max(float(table.max()) for table in tables.values()) if same_colors else None
     fig, axes = plt.subplots(1, len(tables), figsize=(2.6 * len(tables), 2.6), squeeze=False)
     for ax, (title, table) in zip(axes[0], tables.items()):
-        ax.imshow(table.detach().float(), vmin=0, vmax=top)
+        ax.imshow(table, vmin=0, vmax=top)
         ax.set(title=title, xlabel="column", ylabel="row", xticks=range(table.shape[1]), yticks=range(table.shape[0]))
     show(fig, alt=alt)
 
@@ -178,7 +184,7 @@ def check_3_8(attention_flops: Callable) -> None:
         with FlopCounterMode(display=False) as counter:
             attention(torch.zeros(b, num_tokens, d_in))
         where = f"b={b}, num_tokens={num_tokens}, d_in={d_in}, d_out={d_out}, num_heads={num_heads}"
-        question = "an (n, m) by (m, k) product costs 2nmk: did you list all six products, and how wide is one head?"
+        question = "an (n, m) by (m, k) product costs 2nmk: all six products? How wide is one head, as a whole number (//)?"
         expect_equal(counter.get_total_flops(), attention_flops(b, num_tokens, d_in, d_out, num_heads), where, question)
     passed("3.8")
 

@@ -60,7 +60,7 @@ def roadmap() -> plt.Figure:
         label(ax, x + 9, 4.6, section, 10, color="#333333")
         if i:
             arrow(ax, (x - 2.7, 13), (x - 0.1, 13), 1.6)
-    label(ax, 42, 22.2, "Each variant keeps everything of the one before it", 12, weight="bold")
+    label(ax, 42, 22.2, "Each variant adds something to the one before it", 12, weight="bold")
     return fig
 
 

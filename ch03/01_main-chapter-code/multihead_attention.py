@@ -152,13 +152,13 @@ def check_attention_input(x: torch.Tensor, d_in: int, context_length: int) -> No
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return the number of trainable elements of a model. Chapter 3, section 3.6.2."""
+    """Return the number of trainable elements of a model. Chapter 3, section 3.7.3."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 @torch.no_grad()
 def difference_from_sdpa(attention: MultiHeadAttention, x: torch.Tensor) -> float:
-    """Return the largest difference between `attention(x)` and PyTorch's fused attention with the same weights."""
+    """Return the largest difference between `attention(x)` and PyTorch's fused attention. Section 3.7.1."""
     b, num_tokens, _ = x.shape
     by_head = (b, num_tokens, attention.num_heads, attention.head_dim)
     queries, keys, values = (W(x).view(by_head).transpose(1, 2) for W in (attention.W_query, attention.W_key, attention.W_value))

@@ -216,6 +216,13 @@ def test_picture_survives_an_unsolved_stub(capsys):
     assert "nothing to draw yet" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("answer", [None, torch.zeros(3), "text"])
+def test_picture_survives_an_answer_that_cannot_be_drawn(answer, capsys):
+    exercise_checks.picture(lambda: {"yours": answer}, alt="never drawn")
+    printed = capsys.readouterr().out
+    assert printed.startswith("no picture: ") and printed.count("\n") == 1
+
+
 def test_command_line_grades_a_file(tmp_path, capsys):
     answer = tmp_path / "answer.py"
     body = "    distance = torch.arange(n)[:, None] - torch.arange(n)\n    return (distance < 0) | (distance >= w)\n"
