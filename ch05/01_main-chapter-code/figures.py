@@ -61,7 +61,7 @@ def overview() -> plt.Figure:
         label(ax, x + 7.5, 4, f"section {section}", 9.5, color="#333333")
         if i:
             arrow(ax, (x - 2.1, 13), (x - 0.1, 13))
-    label(ax, 43, 23.6, "From random weights to a model that writes, and survives a power cut", 12, weight="bold")
+    label(ax, 43, 23.6, "From random weights to a model that writes, and a run that can be resumed", 12, weight="bold")
     return fig
 
 
@@ -144,7 +144,7 @@ def windows() -> plt.Figure:
     arrow(ax, (41, 16), (51, 16))
     label(ax, 46, 18, "shift by 1", 9.5)
     label(ax, 43, 5.5, "training: order shuffled each epoch, last smaller batch dropped", 10)
-    label(ax, 43, 2.5, "validation: always in order, nothing dropped", 10)
+    label(ax, 43, 2.5, "validation: always in order, no batch dropped", 10)
     return fig
 
 
