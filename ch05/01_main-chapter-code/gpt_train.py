@@ -3,13 +3,14 @@
 It adds to chapter 4's model the loss, the training loop, its measurements and checkpoints from which a killed run goes on
 bit for bit.
 
-Run it:  python gpt_train.py --output_dir my-gpt        (about five minutes on two cores; then see gpt_generate.py)
+Run it:  python gpt_train.py --output_dir my-gpt        (ten minutes on two slow cores; then see gpt_generate.py)
 """
 
 import contextlib
 import hashlib
 import math
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -33,15 +34,7 @@ from previous_chapters import (
 )
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from training_tools import (
-    PrintAboveBar,
-    float_from_zero,
-    peak_memory_gb,
-    positive_float,
-    prepare_folder,
-    return_freed_memory,
-    use_precision,
-)
+from training_tools import PrintAboveBar, float_from_zero, fuse_gelu, peak_memory_gb, positive_float, prepare_folder, use_precision
 
 STORY_FILE = Path(__file__).resolve().parent / "the-tide-clock.txt"
 START_CONTEXT = "Mrs. Tamsett looked at the clock"
@@ -186,6 +179,7 @@ OPTIONAL_SETTINGS = {
     "resume": False,
     "save_freq": 30,  # updates from one checkpoint to the next
     "max_steps": None,
+    "max_minutes": None,
     "plot": True,
 }
 
@@ -196,12 +190,12 @@ def main(gpt_config: dict, settings: dict) -> tuple[list, list, list, nn.Module]
     `settings` needs learning_rate, num_epochs, batch_size and weight_decay; OPTIONAL_SETTINGS lists the rest with defaults.
     Raises ValueError, before anything is written, for input it cannot use.
     """
-    return_freed_memory()
     settings = {**OPTIONAL_SETTINGS, **settings}
     text = read_text(settings["data"])
     train_loader, val_loader = create_split_loaders(text, gpt_config, settings["batch_size"])
     torch.manual_seed(settings["seed"])
     model = GPTModel(gpt_config)
+    fuse_gelu(model)
 
     fixed = {**gpt_config, **{key: settings[key] for key in ("batch_size", "seed", "precision")}}
     fixed["text_sha256"] = hashlib.sha256(text.encode()).hexdigest()
@@ -225,16 +219,18 @@ def main(gpt_config: dict, settings: dict) -> tuple[list, list, list, nn.Module]
 
     tokens_per_step = settings["batch_size"] * gpt_config["context_length"]
     last_step = min(settings["num_epochs"] * len(train_loader), settings["max_steps"] or math.inf)
+    deadline = time.monotonic() + 60 * (settings["max_minutes"] or math.inf)
 
     def after_step(state: TrainingState) -> bool:
         bar.update(tokens_per_step)
         bar.set_postfix_str(f"peak memory {peak_memory_gb(device):.1f} GB", refresh=False)
-        done = state.step + 1 >= last_step
+        late = time.monotonic() > deadline
+        done = late or state.step + 1 >= last_step
         if folder and state.step % settings["eval_freq"] == 0 and state.val_losses[-1] == min(state.val_losses):
             save_atomically(model.state_dict(), folder / "model_best.pth")
         if folder and (done or (state.step + 1) % settings["save_freq"] == 0):
             save_checkpoint(folder / "checkpoint.pth", model, optimizer, state, fixed)
-        return done and state.step + 1 == settings["max_steps"]
+        return late or state.step + 1 == settings["max_steps"]
 
     bar = tqdm(total=last_step * tokens_per_step, initial=state.tokens_seen, unit="tokens", unit_scale=True, mininterval=1)
     losses = (state.train_losses, state.val_losses, state.track_tokens_seen)
@@ -271,6 +267,7 @@ def command_line(argv: list[str] | None = None) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace the results in output_dir")
     parser.add_argument("--save_freq", type=int_at_least(1), default=30, help="updates from one checkpoint to the next")
     parser.add_argument("--max_steps", type=int_at_least(1), help="stop after this many updates")
+    parser.add_argument("--max_minutes", type=positive_float, help="stop after this time; --resume goes on")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="auto: bf16 where it is faster")
     parser.add_argument("--no_plot", dest="plot", action="store_false", help="write no loss-plot.pdf")
     parser.add_argument("--seed", type=int, default=123, help="random seed")

@@ -1,8 +1,6 @@
 """Plumbing of the training script: bfloat16 where it is fast, memory, folders, numbers, a bar beside printed lines."""
 
 import argparse
-import contextlib
-import ctypes
 import json
 import math
 import sys
@@ -56,16 +54,13 @@ def peak_memory_gb(device: torch.device) -> float:
     return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9  # macOS counts bytes, Linux kibibytes
 
 
-def return_freed_memory() -> None:
-    """On Linux, ask the C library to give freed blocks of 1 MB and more back to the system at once.
+def fuse_gelu(model: nn.Module) -> None:
+    """Put PyTorch's GELU, the same function in one piece, into every block; it keeps one tensor for backward, not five.
 
-    By default it keeps blocks of up to 32 MB for later, and the gradients and activations of a training step, freed in
-    mixed order, leave holes: the peak of the 124M run was 4.7 GB that way, and 3.6 GB with this call.
+    At 124M parameters, context 256 and batch 2 this saves 0.9 GB of peak memory.
     """
-    if sys.platform.startswith("linux"):
-        m_mmap_threshold = -3  # the name of this option in glibc's malloc.h
-        with contextlib.suppress(OSError, AttributeError):  # another C library: nothing to do
-            ctypes.CDLL(None).mallopt(m_mmap_threshold, 1_000_000)
+    for block in model.trf_blocks:
+        block.ff.layers[1] = nn.GELU(approximate="tanh")
 
 
 class PrintAboveBar:
