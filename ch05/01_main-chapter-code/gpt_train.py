@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 import torch.nn as nn
+import training_tools as tools
 from checkpoints import TrainingState, read_checkpoint, remaining_batches, restore_checkpoint, save_atomically, save_checkpoint
 from gpt_generate import text_to_token_ids, token_ids_to_text
 from matplotlib.figure import Figure
@@ -34,7 +35,6 @@ from previous_chapters import (
 )
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from training_tools import PrintAboveBar, float_from_zero, fuse_gelu, peak_memory_gb, positive_float, prepare_folder, use_precision
 
 STORY_FILE = Path(__file__).resolve().parent / "the-tide-clock.txt"
 START_CONTEXT = "Mrs. Tamsett looked at the clock"
@@ -195,7 +195,7 @@ def main(gpt_config: dict, settings: dict) -> tuple[list, list, list, nn.Module]
     train_loader, val_loader = create_split_loaders(text, gpt_config, settings["batch_size"])
     torch.manual_seed(settings["seed"])
     model = GPTModel(gpt_config)
-    fuse_gelu(model)
+    tools.fuse_gelu(model)
 
     fixed = {**gpt_config, **{key: settings[key] for key in ("batch_size", "seed", "precision")}}
     fixed["text_sha256"] = hashlib.sha256(text.encode()).hexdigest()
@@ -206,14 +206,13 @@ def main(gpt_config: dict, settings: dict) -> tuple[list, list, list, nn.Module]
 
     device = pick_device(settings["device"])
     model.to(device)
-    precision = use_precision(model, settings["precision"], device)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings["learning_rate"], weight_decay=settings["weight_decay"], fused=device.type != "mps"
-    )
+    precision = tools.use_precision(model, settings["precision"], device)
+    hyperparameters = {"lr": settings["learning_rate"], "weight_decay": settings["weight_decay"]}
+    optimizer = torch.optim.AdamW(model.parameters(), **hyperparameters, fused=tools.fused_adamw_works(device))
     state = restore_checkpoint(checkpoint, model, optimizer) if checkpoint else TrainingState()
     print(f"parameters {sum(p.numel() for p in model.parameters()):,}, precision {precision}, learning rate {settings['learning_rate']}")
     if folder:
-        prepare_folder(folder, gpt_config, keep_results=checkpoint is not None)
+        tools.prepare_folder(folder, gpt_config, keep_results=checkpoint is not None)
         if not checkpoint:
             save_checkpoint(folder / "checkpoint.pth", model, optimizer, state, fixed)
 
@@ -223,7 +222,7 @@ def main(gpt_config: dict, settings: dict) -> tuple[list, list, list, nn.Module]
 
     def after_step(state: TrainingState) -> bool:
         bar.update(tokens_per_step)
-        bar.set_postfix_str(f"peak memory {peak_memory_gb(device):.1f} GB", refresh=False)
+        bar.set_postfix_str(f"peak memory {tools.peak_memory_gb(device):.1f} GB", refresh=False)
         late = time.monotonic() > deadline
         done = late or state.step + 1 >= last_step
         if folder and state.step % settings["eval_freq"] == 0 and state.val_losses[-1] == min(state.val_losses):
@@ -236,7 +235,7 @@ def main(gpt_config: dict, settings: dict) -> tuple[list, list, list, nn.Module]
     losses = (state.train_losses, state.val_losses, state.track_tokens_seen)
     if state.step + 1 < last_step:
         measuring = (settings["num_epochs"], settings["eval_freq"], settings["eval_iter"], settings["start_context"], gpt2_tokenizer())
-        with bar, contextlib.redirect_stdout(PrintAboveBar(sys.stdout)):
+        with bar, contextlib.redirect_stdout(tools.PrintAboveBar(sys.stdout)):
             losses = train_model_simple(model, train_loader, val_loader, optimizer, device, *measuring, state, after_step)
     if folder:
         save_atomically(model.state_dict(), folder / "model.pth")
@@ -252,8 +251,8 @@ def command_line(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", default=str(STORY_FILE), help="UTF-8 text file")
     parser.add_argument("--epochs", type=int_at_least(1), default=10, help="passes over the text")
     parser.add_argument("--batch_size", type=int_at_least(1), default=2, help="windows per update")
-    parser.add_argument("--lr", type=positive_float, default=5e-4, help="learning rate of AdamW")
-    parser.add_argument("--weight_decay", type=float_from_zero, default=0.1, help="weight decay of AdamW")
+    parser.add_argument("--lr", type=tools.positive_float, default=5e-4, help="learning rate of AdamW")
+    parser.add_argument("--weight_decay", type=tools.float_from_zero, default=0.1, help="weight decay of AdamW")
     parser.add_argument("--context_length", type=int_at_least(1), default=256, help="tokens per window")
     parser.add_argument("--emb_dim", type=int_at_least(1), default=768, help="width of the model")
     parser.add_argument("--n_heads", type=int_at_least(1), default=12, help="attention heads")
@@ -267,7 +266,7 @@ def command_line(argv: list[str] | None = None) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace the results in output_dir")
     parser.add_argument("--save_freq", type=int_at_least(1), default=30, help="updates from one checkpoint to the next")
     parser.add_argument("--max_steps", type=int_at_least(1), help="stop after this many updates")
-    parser.add_argument("--max_minutes", type=positive_float, help="stop after this time; --resume goes on")
+    parser.add_argument("--max_minutes", type=tools.positive_float, help="stop after this time; --resume goes on")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="auto: bf16 where it is faster")
     parser.add_argument("--no_plot", dest="plot", action="store_false", help="write no loss-plot.pdf")
     parser.add_argument("--seed", type=int, default=123, help="random seed")

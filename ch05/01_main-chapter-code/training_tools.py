@@ -40,6 +40,12 @@ def use_precision(model: nn.Module, precision: str, device: torch.device) -> str
     return chosen
 
 
+def fused_adamw_works(device: torch.device) -> bool:
+    """Tell whether AdamW can update all weights in one pass over memory: on CUDA, and on the CPU from PyTorch 2.4 on."""
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    return device.type == "cuda" or (device.type == "cpu" and version >= (2, 4))
+
+
 def peak_memory_gb(device: torch.device) -> float:
     """Return the most memory used so far in GB (10^9 bytes): of the GPU if there is one, else of this process."""
     if device.type == "cuda":

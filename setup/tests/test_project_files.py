@@ -25,7 +25,13 @@ else:
 REPO = Path(__file__).resolve().parents[2]
 MAX_BYTES = 300_000
 MAY_BE_LARGER = {"gpt2-mini/model.safetensors"}  # ends of paths
-OWN_NAMES = {"sklearn": "scikit-learn", "jupyter_client": "jupyter-client", "google": "protobuf", "PIL": "pillow", "tiktoken_ext": "tiktoken"}  # module -> distribution
+OWN_NAMES = {  # module -> distribution
+    "sklearn": "scikit-learn",
+    "jupyter_client": "jupyter-client",
+    "google": "protobuf",
+    "PIL": "pillow",
+    "tiktoken_ext": "tiktoken",
+}
 WITH_PYTHON = {"pip"}  # the environment check reads versions with it when `packaging` is missing
 TENSORFLOW_READERS = re.compile(r"(^|/)gpt_download\.py$|/tests/")
 PATTERNS = {  # key-shaped strings

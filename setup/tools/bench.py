@@ -33,7 +33,7 @@ def measure(size: str, precision: str, steps: int, batch_size: int, device_name:
     import torch
     from gpt_train import STORY_FILE, calc_loss_batch, create_split_loaders
     from previous_chapters import GPT_CONFIG_124M, GPTModel, read_text
-    from training_tools import peak_memory_gb, use_precision
+    from training_tools import fuse_gelu, fused_adamw_works, peak_memory_gb, use_precision
 
     if threads:
         torch.set_num_threads(threads)
@@ -42,8 +42,9 @@ def measure(size: str, precision: str, steps: int, batch_size: int, device_name:
     loader, _ = create_split_loaders(read_text(STORY_FILE), cfg, batch_size)
     torch.manual_seed(seed)
     model = GPTModel(cfg).to(device).train()
+    fuse_gelu(model)
     chosen = use_precision(model, precision, device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-4, weight_decay=0.1, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-4, weight_decay=0.1, fused=fused_adamw_works(device))
     losses, seconds = [], []
     while len(losses) < steps:
         for input_batch, target_batch in loader:

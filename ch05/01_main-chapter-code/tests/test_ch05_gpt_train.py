@@ -187,7 +187,8 @@ def test_command_line_trains_saves_and_goes_on_where_it_stopped(tmp_path, text_f
     assert gpt_train.command_line(options(text_file, tmp_path / "whole")) == 0
     assert gpt_train.command_line(options(text_file, tmp_path / "parts", "--max_steps", "3")) == 0
     steps = len(gpt_train.create_split_loaders(TEXT, SMALL, 4)[0]) * 2
-    for limit, done in ((["--max_steps", "3"], 3), (["--max_steps", "2"], 3), (["--max_steps", "5"], 5), ([], steps), ([], steps)):
+    limits = (["--max_steps", "3"], 3), (["--max_steps", "2"], 3), (["--max_steps", "5"], 5), (["--max_minutes", "1e-9"], 6)
+    for limit, done in (*limits, ([], steps), ([], steps)):
         assert gpt_train.command_line(options(text_file, tmp_path / "parts", "--resume", *limit)) == 0
         checkpoint = torch.load(tmp_path / "parts" / "checkpoint.pth", weights_only=True)
         assert checkpoint["state"]["step"] + 1 == done

@@ -61,7 +61,7 @@ FAULTS = {
     "ignored by comment": ([code("# NBVAL_IGNORE_OUTPUT\nprint(1)", 1)], "without an assert"),
     "too many ignored": ([code("assert 1 < 2", n, tags=["nbval-ignore-output"]) for n in (1, 2)], "2 of 2 code cells ignore"),
     "skipped cell": ([code("x = 1", 1, tags=["nbval-skip"])], "nothing tests it"),
-    "machine path in an output": ([code("print(p)", 1, [stream("/" + "home/someone/course/x.txt\n")])], "path of one machine in the output"),
+    "machine path in an output": ([code("print(p)", 1, [stream("/" + "home/someone/course/x.txt\n")])], "path of one machine"),
     "machine path in a source": ([code('open("/tmp/x.txt")', 1)], "path of one machine in the source"),
     "Windows path": ([code("print(p)", 1, [stream("C:" + "\\Users\\ann\\x.txt\n")])], "path of one machine"),
     "41 lines": ([code("\n".join(f"x{n} = {n}" for n in range(41)), 1)], "41 lines, at most 40"),
