@@ -10,6 +10,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN_DIR ?= runs/first-model
+RUN_MINUTES ?= 5
 PROMPT ?= Mrs. Tamsett looked at the clock
 EXTRAS := $(sort $(wildcard ch0*/*/requirements-extra.txt) $(wildcard appendix-*/*/requirements-extra.txt) \
                  $(wildcard ch0*/*/*/requirements-extra.txt))

@@ -47,14 +47,14 @@ def run_check(number: str, source: str) -> None:
 
 
 SECOND = {  # an independent answer to each exercise
-    "4.1": '''
+    "4.1": """
 def count_block(emb_dim, qkv_bias):
     def linear(n, m, bias=True):
         return n * m + (m if bias else 0)
     attention = sum(linear(emb_dim, emb_dim, qkv_bias) for _ in "qkv") + linear(emb_dim, emb_dim)
     return attention, linear(emb_dim, 4 * emb_dim) + linear(4 * emb_dim, emb_dim)
-''',
-    "4.2": '''
+""",
+    "4.2": """
 def get_config(base_config, model_name="gpt2-small"):
     known = {"gpt2-small": (768, 12, 12), "gpt2-medium": (1024, 24, 16), "gpt2-large": (1280, 36, 20), "gpt2-xl": (1600, 48, 25)}
     if model_name not in known:
@@ -62,15 +62,15 @@ def get_config(base_config, model_name="gpt2-small"):
     config = dict(base_config)
     config["emb_dim"], config["n_layers"], config["n_heads"] = known[model_name]
     return config
-''',
-    "4.2b": '''
+""",
+    "4.2b": """
 def calculate_size(model):
     sizes = {id(p): p.numel() for p in model.parameters()}
     total = sum(sizes.values())
     without_head = {id(p): p.numel() for name, p in model.named_parameters() if name != "out_head.weight"}
     return total, sum(without_head.values()), total / 2**18
-''',
-    "4.3": '''
+""",
+    "4.3": """
 class Block(nn.Module):
     def __init__(self, cfg):
         super().__init__()
@@ -94,16 +94,16 @@ class ThreeRateGPTModel(nn.Module):
         for block in self.trf_blocks:
             x = block(x)
         return self.out_head(self.final_norm(x))
-''',
-    "4.4": '''
+""",
+    "4.4": """
 class RMSNorm(nn.Module):
     def __init__(self, emb_dim, eps=1e-5):
         super().__init__()
         self.scale, self.eps = nn.Parameter(torch.ones(emb_dim)), eps
     def forward(self, x):
         return torch.einsum("...d,d,...->...d", x, self.scale, torch.rsqrt((x * x).sum(-1) / x.shape[-1] + self.eps))
-''',
-    "4.5": '''
+""",
+    "4.5": """
 def generate_until(model, idx, max_new_tokens, context_size, stop_id):
     rows, prompt = idx.tolist(), idx.shape[1]
     for _ in range(max_new_tokens):
@@ -112,8 +112,8 @@ def generate_until(model, idx, max_new_tokens, context_size, stop_id):
         likeliest = model(torch.tensor([row[-context_size:] for row in rows])).argmax(dim=-1)[:, -1].tolist()
         rows = [row + [stop_id if stop_id in row[prompt:] else new] for row, new in zip(rows, likeliest)]
     return torch.tensor(rows)
-''',
-    "4.6": '''
+""",
+    "4.6": """
 def forward_flops(cfg, b, num_tokens):
     def product(n, k, m):
         return 2 * n * k * m
@@ -123,8 +123,8 @@ def forward_flops(cfg, b, num_tokens):
         scores, mixed = product(num_tokens, head_dim, num_tokens), product(num_tokens, num_tokens, head_dim)
         total += b * cfg["n_heads"] * (scores + mixed)
     return total + product(tokens, d, cfg["vocab_size"])
-''',
-    "4.7": '''
+""",
+    "4.7": """
 def gpt_forward(w, ids, n_heads):
     d = w["tok_emb.weight"].shape[1]
     def ln(name, x):
@@ -139,7 +139,7 @@ def gpt_forward(w, ids, n_heads):
         x = x + lin(p + "att.out_proj", F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
         x = x + lin(p + "ff.layers.2", F.gelu(lin(p + "ff.layers.0", ln(p + "norm2", x)), approximate="tanh"))
     return F.linear(ln("final_norm", x), w["out_head.weight"])
-''',
+""",
 }
 
 MUTANTS = {  # one edit each of the worked solution: (what stands there, what replaces it)
