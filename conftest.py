@@ -1,10 +1,11 @@
 """Test plumbing for the whole course: nothing here checks anything by itself.
 
-Four services, all automatic:
+Five services, all automatic:
 - `import dataloader` in FOLDER/tests/test_*.py means FOLDER/dataloader.py, although other folders have modules of the
   same name (`FolderImports`);
 - connections to other computers are refused unless a test is marked `network`; this covers notebooks too, because
   `pytest --nbval` runs them in the offline kernel of setup/tools/offline_kernel.py;
+- notebook kernels listen on sockets of their own, so that many can start at the same moment;
 - every test starts from seed 123 and in an empty temporary working folder;
 - fixture `offline_kernel`: the name of that kernel, for tests that start one through nbclient.
 """
@@ -14,6 +15,7 @@ import os
 import shutil
 import sys
 import tempfile
+import uuid
 from pathlib import Path
 
 import pytest
@@ -83,10 +85,32 @@ class FolderImports:
 imports = FolderImports()
 
 
+def _private_sockets(folder: Path) -> None:
+    """Let every kernel of this process talk through Unix sockets in `folder`, where the system has them.
+
+    Jupyter's other way picks five free TCP ports and lets go of them before the kernel takes them: with several test
+    processes, about one kernel in a hundred found a port taken and died, and all cells of its notebook failed.
+    """
+    import zmq
+    from jupyter_client.manager import KernelManager
+
+    original = KernelManager.__init__
+    if not zmq.has("ipc") or getattr(original, "private_sockets", False):
+        return
+
+    def __init__(self, *args, **kwargs):
+        sockets = {"transport": "ipc", "ip": str(folder / uuid.uuid4().hex[:12])}
+        original(self, *args, **{**sockets, **kwargs})
+
+    __init__.private_sockets = True
+    KernelManager.__init__ = __init__
+
+
 def pytest_configure(config):
     """Install the guard, the kernelspec, and the settings that `--nbval` needs."""
     offline.install_guard()
     config._course_jupyter = Path(tempfile.mkdtemp(prefix="course-jupyter-"))
+    _private_sockets(config._course_jupyter)
     kernel_name = offline.announce(config._course_jupyter)
     os.environ.setdefault("MPLBACKEND", "Agg")  # for plain tests; the kernel drops it again
     option = config.option

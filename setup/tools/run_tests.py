@@ -206,12 +206,20 @@ def main(argv=None):
     return report(results)
 
 
+def failures(result, most=12):
+    """The lines in which pytest names what failed, so that the end of a long log tells; at most `most` of them."""
+    named = [line for line in result.lines if line.startswith(("FAILED ", "ERROR "))]
+    return named[:most] + ([f"... and {len(named) - most} more"] if len(named) > most else [])
+
+
 def report(results):
-    """Print one line a command and the total; return the exit status."""
+    """Print one line a command, what failed, and the total; return the exit status."""
     print(f"\n{'':30} {'passed':>7} {'failed':>7} {'minutes':>8}")
     for result in results:
         mark = "" if result.ok else "   <-- FAILED"
         print(f"{result.name:30} {result.passed:7d} {result.failed:7d} {result.seconds / 60:8.1f}{mark}")
+    for line in (line for result in results for line in failures(result)):
+        print(line)
     passed, failed = sum(r.passed for r in results), sum(r.failed for r in results)
     print(f"{'total':30} {passed:7d} {failed:7d} {sum(r.seconds for r in results) / 60:8.1f}\n")
     print(f"{passed} passed, {failed} failed", flush=True)

@@ -165,3 +165,15 @@ def test_the_kernel_fixture_serves_nbclient(offline_kernel):
     nb = new_notebook(cells=[new_code_cell("import sys; print(any('setup/tools' in p for p in sys.path))")])
     NotebookClient(nb, kernel_name=offline_kernel, timeout=60).execute()
     assert nb.cells[0].outputs[0].text == "False\n"
+
+
+def test_kernels_of_one_moment_share_no_socket():
+    import zmq
+    from jupyter_client.manager import KernelManager
+
+    if not zmq.has("ipc"):
+        pytest.skip("this system has no Unix sockets")
+    managers = [KernelManager() for _ in range(3)]
+    assert {manager.transport for manager in managers} == {"ipc"}
+    assert len({manager.ip for manager in managers}) == 3
+    assert all(Path(manager.ip).is_absolute() and Path(manager.ip).parent.is_dir() for manager in managers)

@@ -33,6 +33,15 @@ def test_a_command_that_fails_is_reported_and_the_last_line_is_the_total(capsys)
     assert capsys.readouterr().out.splitlines()[-1] == "7 passed, 1 failed"
 
 
+def test_the_report_names_what_failed(capsys):
+    lines = ["FAILED ch03/ch03.ipynb::Cell 4", "1 failed in 2.0s"]
+    run_tests.report([run_tests.Result("notebooks", 0, 1, 2.0, lines), run_tests.Result("unit", 0, 20, 2.0, ["ERROR a.py::b"] * 20)])
+    out = capsys.readouterr().out.splitlines()
+    assert out.count("FAILED ch03/ch03.ipynb::Cell 4") == 1
+    assert out.count("ERROR a.py::b") == 12 and "... and 8 more" in out
+    assert "1 failed in 2.0s" not in out
+
+
 def test_all_notebooks_but_learner_editions_are_found_slowest_first(tmp_path):
     for name in ("ch02/ch02.ipynb", "ch02/exercises.ipynb", "ch03/x.ipynb", ".venv/a.ipynb", "ch03/.ipynb_checkpoints/x.ipynb"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
