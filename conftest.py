@@ -13,6 +13,7 @@ Five services, all automatic:
 import importlib.util
 import os
 import shutil
+import socket
 import sys
 import tempfile
 import uuid
@@ -91,11 +92,10 @@ def _private_sockets(folder: Path) -> None:
     Jupyter's other way picks five free TCP ports and lets go of them before the kernel takes them: with several test
     processes, about one kernel in a hundred found a port taken and died, and all cells of its notebook failed.
     """
-    import zmq
     from jupyter_client.manager import KernelManager
 
     original = KernelManager.__init__
-    if not zmq.has("ipc") or getattr(original, "private_sockets", False):
+    if not hasattr(socket, "AF_UNIX") or getattr(original, "private_sockets", False):
         return
 
     def __init__(self, *args, **kwargs):
