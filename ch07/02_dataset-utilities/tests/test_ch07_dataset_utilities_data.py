@@ -19,9 +19,9 @@ FIELDS = ["instruction", "input", "output"]
 BE = r"(?:is|are|was|were|be|been)"
 ADVERB = r"(?:\w+ly|also|often|not)"
 IRREGULAR = (
-    "bought bound brought broken built caught chosen cut done drawn driven eaten fed felt found given heard held hidden kept known laid led "
-    "left lent lit made paid put read ridden said seen sent set shown sold spread stolen sung swept taken taught told thrown woken "
-    "won worn woven written beaten"
+    "beaten bought bound brought broken built caught chosen cut done drawn driven eaten fed felt found given heard held hidden kept "
+    "known laid led left lent lit made paid put read ridden said seen sent set shown sold spread stolen sung swept taken taught told "
+    "thrown woken won worn woven written"
 )
 PASSIVE = re.compile(rf"\b{BE}(?: {ADVERB})? (?:\w+ed|{'|'.join(IRREGULAR.split())})\b", re.IGNORECASE)
 
