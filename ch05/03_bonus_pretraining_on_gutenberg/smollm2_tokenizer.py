@@ -1,0 +1,135 @@
+# Generated from ch05/07_gpt_to_llama/smollm2_tokenizer.py by `make copies`; do not edit.
+"""SmolLM2's tokenizer, rebuilt from the metadata of its GGUF file: byte-level BPE, one rule for digits, a chat template.
+
+Imported by gguf_reader.py, which offers it under its own name. Chapter 2 explains BPE; this adds what a chat model needs:
+control tokens that no user text can forge, and decoding that survives a character cut in two.
+"""
+
+import codecs
+
+import regex
+
+CONTROL_TOKEN = 3  # in the list tokenizer.ggml.token_type
+DIGIT = regex.compile(r"\p{N}")  # SmolLM2 gives each digit a piece of its own, before GPT-2's pattern applies
+# GPT-2's pattern: contractions, then words, numbers and signs, each with the space before it, then other white space.
+GPT2_PATTERN = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
+DEFAULT_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+ROLES = ("system", "user", "assistant", "tool")
+
+
+def byte_characters() -> list[str]:
+    """Byte -> the printable character that stands for it in the vocabulary (256 strings), as in GPT-2.
+
+    Printable Latin-1 characters stand for themselves, the others for the characters from code 256 on.
+    """
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+def split_digits(text: str) -> list[str]:
+    """"in 1848 or" -> ["in ", "1", "8", "4", "8", " or"]: each numeric character alone, the text between them whole."""
+    pieces, start = [], 0
+    for match in DIGIT.finditer(text):
+        pieces += [text[start : match.start()], match.group()]
+        start = match.end()
+    return [piece for piece in [*pieces, text[start:]] if piece]
+
+
+class SmolLM2Tokenizer:
+    """Text to token ids and back.
+
+    metadata: the dictionary that `read_gguf` returns. Raises ValueError if it describes another kind of tokenizer.
+    """
+
+    def __init__(self, metadata):
+        kind = (metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre"))
+        if kind != ("gpt2", "smollm"):
+            raise ValueError(f"this file's tokenizer is {kind[0]} with rule {kind[1]}; SmolLM2's is gpt2 with rule smollm")
+        self.tokens = metadata["tokenizer.ggml.tokens"]
+        self.ids = {token: number for number, token in enumerate(self.tokens)}
+        self.ranks = {tuple(merge.split(" ")): rank for rank, merge in enumerate(metadata["tokenizer.ggml.merges"])}
+        kinds = metadata["tokenizer.ggml.token_type"]
+        self.special = {token: number for number, token in enumerate(self.tokens) if kinds[number] == CONTROL_TOKEN}
+        self.special_pattern = regex.compile("(" + "|".join(map(regex.escape, sorted(self.special, key=len, reverse=True))) + ")")
+        self.bos_token_id = metadata["tokenizer.ggml.bos_token_id"]  # <|im_start|>: begins each message, not each text
+        self.eos_token_id = metadata["tokenizer.ggml.eos_token_id"]  # <|im_end|>
+        self.character_of_byte = byte_characters()
+        self.byte_of_character = {character: byte for byte, character in enumerate(self.character_of_byte)}
+        self.known_pieces = {}  # piece -> ids: most words of a text come again
+
+    def merge(self, piece: str) -> list[int]:
+        """One piece of text -> ids: its bytes, joined pair by pair in the order in which training learned the pairs."""
+        if piece not in self.known_pieces:
+            parts = [self.character_of_byte[byte] for byte in piece.encode("utf-8")]
+            while len(parts) > 1:
+                pairs = list(zip(parts, parts[1:], strict=False))
+                best = min(pairs, key=lambda pair: self.ranks.get(pair, float("inf")))
+                if best not in self.ranks:
+                    break
+                joined, i = [], 0
+                while i < len(parts):
+                    both = i + 1 < len(parts) and (parts[i], parts[i + 1]) == best
+                    joined.append(parts[i] + parts[i + 1] if both else parts[i])
+                    i += 2 if both else 1
+                parts = joined
+            if len(self.known_pieces) > 100_000:
+                self.known_pieces.clear()
+            self.known_pieces[piece] = [self.ids[part] for part in parts]
+        return self.known_pieces[piece]
+
+    def encode(self, text: str, allowed_special: str | None = None) -> list[int]:
+        """Text -> ids. Control tokens in `text` are ordinary characters unless `allowed_special` is "all"."""
+        if allowed_special == "all":
+            ids = []
+            for part in self.special_pattern.split(text):
+                ids += [self.special[part]] if part in self.special else self.encode(part)
+            return ids
+        return [number for part in split_digits(text) for piece in GPT2_PATTERN.findall(part) for number in self.merge(piece)]
+
+    def decode_bytes(self, ids) -> bytes:
+        """Ids -> UTF-8, control tokens by their names; IndexError for an id outside the vocabulary."""
+        out = []
+        for number in map(int, ids):
+            if not 0 <= number < len(self.tokens):
+                raise IndexError(f"token id {number} is outside the vocabulary of {len(self.tokens):,}")
+            token = self.tokens[number]
+            out.append(token.encode() if token in self.special else bytes(self.byte_of_character[c] for c in token))
+        return b"".join(out)
+
+    def decode(self, ids) -> str:
+        """Ids -> text; bytes that are no whole character become the replacement character."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def stream(self, ids):
+        """Yield the text of ids one after the other, a character cut in two only when it is whole."""
+        whole = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        for number in ids:
+            yield whole.decode(self.decode_bytes([number]))
+        yield whole.decode(b"", final=True)
+
+    def apply_chat_template(self, messages, add_generation_prompt: bool = True) -> str:
+        """Messages ({"role": ..., "content": ...}) -> the text that the model was tuned on, as the file's template has it.
+
+        Without a system message at the start, SmolLM2's own is put there. For ids use `encode_chat`, in which a message
+        that contains control tokens cannot end its own turn. Raises ValueError for an empty list or an unknown role.
+        """
+        turns = [f"<|im_start|>{body}<|im_end|>\n" for body in self._bodies(messages)]
+        return "".join(turns) + ("<|im_start|>assistant\n" if add_generation_prompt else "")
+
+    def encode_chat(self, messages, add_generation_prompt: bool = True) -> list[int]:
+        """The ids of `apply_chat_template`, with whatever a message contains taken as plain text."""
+        ids = []
+        for body in self._bodies(messages):
+            ids += [self.bos_token_id, *self.encode(body), self.eos_token_id, *self.encode("\n")]
+        return ids + ([self.bos_token_id, *self.encode("assistant\n")] if add_generation_prompt else [])
+
+    def _bodies(self, messages):
+        if not messages:
+            raise ValueError("a chat needs at least one message")
+        for message in messages:
+            if message["role"] not in ROLES:
+                raise ValueError(f"unknown role {message['role']!r}; known: {', '.join(ROLES)}")
+        if messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": DEFAULT_SYSTEM}, *messages]
+        return [f"{message['role']}\n{message['content']}" for message in messages]
