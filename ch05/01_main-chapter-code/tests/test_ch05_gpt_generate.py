@@ -184,7 +184,7 @@ def weights(tmp_path_factory):
 
 
 def call(weights, *more):
-    return gpt_generate.main(["--weights", str(weights), "--device", "cpu", "--max_new_tokens", "3", *more])
+    return gpt_generate.command_line(["--weights", str(weights), "--device", "cpu", "--max_new_tokens", "3", *more])
 
 
 def test_command_line_prints_prompt_and_answer(weights, capsys):
