@@ -11,6 +11,7 @@ from statistics import median
 
 from instruction_data_checks import SPLITS, question_of, verify
 from instruction_data_reading import quoted
+from instruction_data_tables import CAPITALS, ELEMENTS
 from make_data_card import THRESHOLD, nearest, normal, opening
 
 FIELDS = {"instruction", "input", "output"}
@@ -176,6 +177,26 @@ def answer_faults(data, families):
             yield f"wrong answer: {name(number)}, {question_of(entry)!r} -> {entry['output']!r}"
 
 
+def given_in(check):
+    """The pieces of a check that the question has to hold, each as a list of forms one of which is enough."""
+    yield from ([str(value)] for value in [*check.get("items", []), *(check[key] for key in ("text", "word", "value") if key in check)])
+    if check["kind"] == "capital":
+        yield [check["country"], CAPITALS[check["country"]]]
+    elif check["kind"] == "element":
+        yield [check["element"], *map(str, ELEMENTS[check["element"]])]
+    elif check["kind"] == "compound":
+        yield [check["name"], check["formula"]]
+
+
+def check_faults(data, families):
+    """A check restates the question: what it holds stands there, so that it cannot have been made from the output."""
+    for number, (entry, row) in enumerate(zip(data, families)):
+        question = question_of(entry).replace(",000", "000").lower()
+        for forms in given_in(row["check"]) if row["check"] else ():
+            if not any(form.lower() in question for form in forms):
+                yield f"check: {name(number)}, {forms} is not in the question {question!r}"
+
+
 # ---- repeats and leaks ----
 
 
@@ -219,8 +240,8 @@ def leak_faults(data, families):
 
 
 RULES = (
-    family_faults, hygiene_faults, length_faults, opening_faults, content_faults, answer_faults, duplicate_faults, shared_faults,
-    leak_faults,
+    family_faults, hygiene_faults, length_faults, opening_faults, content_faults, answer_faults, check_faults, duplicate_faults,
+    shared_faults, leak_faults,
 )  # fmt: skip
 
 

@@ -227,6 +227,15 @@ def test_a_wrong_result_is_seen(data, families, family):
     must_see(data_rules.answer_faults(data, families), "wrong answer", f"entry {number} (train)")
 
 
+def test_a_check_about_something_else_than_the_question_is_seen(data, families):
+    number = place(families, "capitals", "train")
+    families[number]["check"] = dict(families[number]["check"], country="Samoa")
+    must_see(data_rules.check_faults(data, families), "check", f"entry {number} (train)", "Samoa")
+    number = place(families, "counting", "test")
+    families[number]["check"] = dict(families[number]["check"], text="another text")
+    must_see(data_rules.check_faults(data, families), "check", f"entry {number} (test)", "another text")
+
+
 @pytest.mark.parametrize("field, text", [("output", ""), ("output", "  "), ("instruction", "")])
 def test_an_empty_field_is_seen(data, families, field, text):
     data[77][field] = text
