@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from corpus_files import read_document
 from ngrams import ngram_hashes, ngram_set
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -24,7 +25,7 @@ CLEAN_NGRAM = 13  # words; a training document that shares one run of so many wi
 def documents_of(path: str | Path) -> Iterator[str]:
     """Yield the documents of a file: the "text" of each line of a .jsonl file, else the parts between <|endoftext|>.
 
-    ValueError names a file that is not UTF-8, and the line that is not a JSON object with a text.
+    ValueError names a file that cannot be used and why, and the line that is not a JSON object with a text.
     """
     path = Path(path)
     try:
@@ -37,7 +38,11 @@ def documents_of(path: str | Path) -> Iterator[str]:
                         raise ValueError(f"{path}, line {number} is not a JSON object with a text") from None
                     yield document
         else:
-            yield from path.read_text(encoding="utf-8").split(SEPARATOR)
+            try:
+                text = read_document(path)
+            except ValueError as problem:
+                raise ValueError(f"{path}: {problem}") from None
+            yield from text.split(SEPARATOR)
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text") from None
     except OSError as error:

@@ -1,0 +1,104 @@
+"""The GPT of chapter 4 made ready for long training: fused attention and norms, a tied head, GPT-2's starting weights.
+
+Same parameters, same names and same results as `GPTModel`; the arithmetic runs in fewer, larger steps. `SIZES` holds what
+pretraining_simple.py can train.
+"""
+
+import math
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from previous_chapters import GPT_CONFIG_124M, GPTModel, LayerNorm, MultiHeadAttention, check_token_ids
+
+SIZES = {
+    "124M": {**GPT_CONFIG_124M, "tied": False},
+    # 19,249,920 parameters: 12,865,792 of them embed the vocabulary and are the output head at the same time
+    "mini": {
+        "vocab_size": 50257, "context_length": 256, "emb_dim": 256, "n_heads": 8, "n_layers": 8, "drop_rate": 0.0,
+        "qkv_bias": True, "tied": True,
+    },
+    "debug": {
+        "vocab_size": 50257, "context_length": 10, "emb_dim": 12, "n_heads": 2, "n_layers": 2, "drop_rate": 0.0,
+        "qkv_bias": False, "tied": False,
+    },
+}  # fmt: skip
+
+
+class FusedAttention(MultiHeadAttention):
+    """Causal attention in PyTorch's one call, which never stores the table of attention weights. Shapes as its parent's."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, num_tokens, _ = x.shape
+        by_head = (b, num_tokens, self.num_heads, self.head_dim)
+        queries, keys, values = (w(x).view(by_head).transpose(1, 2) for w in (self.W_query, self.W_key, self.W_value))
+        rate = self.dropout.p if self.training else 0.0
+        context_vec = F.scaled_dot_product_attention(queries, keys, values, dropout_p=rate, is_causal=True)
+        return self.out_proj(context_vec.transpose(1, 2).reshape(b, num_tokens, self.d_out))  # (b, num_tokens, d_out)
+
+
+class FusedLayerNorm(LayerNorm):
+    """Layer norm in one call."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, self.scale.shape, self.scale, self.shift, self.eps)
+
+
+class FastGPT(GPTModel):
+    """Token ids (b, num_tokens) -> logits (b, num_tokens, vocab_size); cfg as for GPTModel, and `tied`.
+
+    Tied: the output head is the token embedding itself. Raises ValueError like GPTModel; on a GPU it does not look at the
+    ids, because asking for their largest value makes the GPU wait.
+    """
+
+    def __init__(self, cfg: dict):
+        super().__init__(cfg)
+        sizes = {"d_in": cfg["emb_dim"], "d_out": cfg["emb_dim"], "context_length": cfg["context_length"], "num_heads": cfg["n_heads"]}
+        for block in self.trf_blocks:
+            block.att = FusedAttention(**sizes, dropout=cfg["drop_rate"], qkv_bias=cfg["qkv_bias"])
+            block.norm1, block.norm2 = FusedLayerNorm(cfg["emb_dim"]), FusedLayerNorm(cfg["emb_dim"])
+            block.ff.layers[1] = nn.GELU(approximate="tanh")
+        self.final_norm = FusedLayerNorm(cfg["emb_dim"])
+        if cfg["tied"]:
+            self.out_head.weight = self.tok_emb.weight
+        self.start_like_gpt2(len(self.trf_blocks))
+
+    def start_like_gpt2(self, n_layers: int) -> None:
+        """Draw weights as small as GPT-2's: standard deviation 0.02, biases 0, layers that end a shortcut smaller still.
+
+        PyTorch's own start draws embeddings fifty times larger; with a tied head the first loss would be in the hundreds.
+        """
+        for name, parameter in self.named_parameters():
+            if name.endswith(("bias", "shift")):
+                nn.init.zeros_(parameter)
+            elif not name.endswith("scale"):
+                ends_shortcut = name.endswith(("out_proj.weight", "layers.2.weight"))
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * n_layers) if ends_shortcut else 0.02)
+
+    def forward(self, in_idx: torch.Tensor) -> torch.Tensor:
+        if in_idx.device.type == "cpu":
+            check_token_ids(in_idx, self.tok_emb.num_embeddings, self.pos_emb.num_embeddings)
+        x = self.tok_emb(in_idx) + self.pos_emb.weight[: in_idx.shape[1]]  # (b, num_tokens, emb_dim)
+        x = self.trf_blocks(self.drop_emb(x))  # (b, num_tokens, emb_dim)
+        return self.out_head(self.final_norm(x))  # (b, num_tokens, vocab_size)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of trained numbers; a tied tensor counts once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def make_optimizer(model: nn.Module, lr: float, weight_decay: float, fused: bool) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices and embeddings only: biases and norms have no size to keep small."""
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
+    others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=fused)
+
+
+def learning_rate_at(step: int, total_steps: int, peak: float, warmup_steps: int, floor: float) -> float:
+    """Linear warm-up to `peak`, then half a cosine down to `floor` at the last step. step counts from 0."""
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    done = (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)
+    return floor + 0.5 * (peak - floor) * (1 + math.cos(math.pi * min(1.0, done)))
