@@ -19,7 +19,7 @@ from tqdm import tqdm
 TIMEOUT = (10, 30)  # seconds to connect, and to wait for the next bytes
 ATTEMPTS = 20  # requests to one source; each must bring something new
 PAUSE = 1.0  # seconds between two of them
-CHUNK = 1 << 20  # bytes
+CHUNK = 1 << 15  # bytes; when a connection breaks, what came of the last chunk is lost
 
 
 class DownloadError(OSError):
@@ -47,6 +47,8 @@ def file_problem(path: Path, size: int | None = None, hashes: dict | None = None
     """Say what is wrong with a file, or return None when it is there, has the size and the hashes {kind: hexadecimal}."""
     if not path.is_file():
         return "missing"
+    if path.stat().st_size == 0:
+        return "empty"
     if size is not None and path.stat().st_size != size:
         return f"{path.stat().st_size:,} bytes instead of {size:,}"
     wrong = [kind for kind, value in (hashes or {}).items() if file_hash(path, kind) != value]
@@ -186,7 +188,7 @@ def stated_hashes(answer: requests.Response) -> dict:
 
 def progress_bar(part: Path, total: int | None, have: int) -> tqdm:
     """Return a bar with speed and remaining time; none for less than a megabyte."""
-    name = part.name.removesuffix(".part")
+    name = re.sub(r"(\.[0-9a-f]{8})?\.part$", "", part.name)
     return tqdm(desc=name, total=total, initial=have, unit="B", unit_scale=True, mininterval=1, disable=total is not None and total < 1e6)
 
 

@@ -227,7 +227,7 @@ def load_gpt2_params_from_tf_ckpt(ckpt_path: str | Path, settings: dict) -> dict
         shapes = {name.removeprefix("model/"): shape[1:] if len(shape) == 3 and shape[0] == 1 else shape for name, shape in stored.items()}
         check_shapes(shapes, settings, Path(ckpt_path))
         arrays = {name: reader.get_tensor(f"model/{name}").reshape(shape).astype(np.float32, copy=False) for name, shape in shapes.items()}
-    except (tf.errors.OpError, RuntimeError) as error:
+    except (tf.errors.OpError, RuntimeError, LookupError) as error:
         raise ValueError(f"{ckpt_path} is damaged or no checkpoint: {str(error).splitlines()[0]}") from None
     return to_tree(arrays, settings["n_layer"])
 
