@@ -57,7 +57,7 @@ class CorpusFile:
 
     def __init__(self, path: Path, settings: dict, resume: bool, max_overlap: float):
         self.path, self.duplicates, self.waiting = path, NearDuplicates(max_overlap), {}
-        self.kept = self.tokens = 0
+        self.kept = 0
         self.dropped = {"near-duplicate": 0, "too short": 0}
         self.seed, self.next_number = settings["seed"], settings["first_document"]
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -250,7 +250,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data_dir", default="gutenberg/data", help="folder with index.json and its shards, or with text files")
     parser.add_argument("--output_dir", default="model_checkpoints", help="folder for all results")
     parser.add_argument("--size", choices=["124M", "mini"], default="124M", help="model to train")
-    parser.add_argument("--debug", nargs="?", const=True, default=False, type=yes_or_no, help="a tiny model, 200 steps unless --max_steps says otherwise")
+    parser.add_argument("--debug", nargs="?", const=True, default=False, type=yes_or_no, help="tiny model, 200 steps or --max_steps")
     parser.add_argument("--n_epochs", type=int_at_least(1), default=1, help="passes over the data")
     parser.add_argument("--batch_size", type=int_at_least(1), default=4, help="windows per update and process")
     parser.add_argument("--lr", type=tools.positive_float, default=5e-4, help="peak learning rate")

@@ -51,7 +51,7 @@ def test_license_and_blank_lines_go_the_book_stays():
 
 
 def test_faulty_files_are_named_and_skipped(tmp_path, capsys):
-    files = write(tmp_path / "raw", a=BOOK, b=b"", c=b"\x00\x01\x02PNG", d="Вот так " * 50, e="Caf\u00e9 and tea for two. ".encode("latin1"))
+    files = write(tmp_path / "raw", a=BOOK, b=b"", c=b"\x00\x01\x02PNG", d="Вот так " * 50, e="Café and tea for two.".encode("latin1"))
     assert combine_files(files + [tmp_path / "gone.txt"], tmp_path / "out") == 1
     text = (tmp_path / "out" / "combined_1.txt").read_text(encoding="utf-8")
     assert text == "Chapter 1\n\nIt was a dry year.\n<|endoftext|>\nCafé and tea for two."

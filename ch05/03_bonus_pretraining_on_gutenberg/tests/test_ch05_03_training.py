@@ -1,0 +1,281 @@
+"""A long run is what it claims: the same after breaks, on several processes, however often it is measured; exported unchanged."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fast_gpt
+import measuring
+import numpy as np
+import pretraining_simple
+import pytest
+import torch
+from export_gpt2 import export_gpt2
+from fast_gpt import SIZES, FastGPT, count_parameters, learning_rate_at
+from previous_chapters import GPTModel
+from safetensors.torch import load_file
+from shards import create_shard_dataloaders
+from transformers import GPT2LMHeadModel
+
+PLAIN = ["--precision", "fp32", "--device", "cpu"]
+FOLDER = Path(pretraining_simple.__file__).resolve().parent
+TINY = {"vocab_size": 90, "context_length": 8, "emb_dim": 16, "n_heads": 2, "n_layers": 2, "drop_rate": 0.1, "qkv_bias": True, "tied": True}
+
+
+def make_shards(folder, tokens=1500, seed=0):
+    """A folder of shards as prepare_dataset.py writes it, of random ids below 90: two for training, one for validation."""
+    folder.mkdir(parents=True)
+    numbers, entries = np.random.default_rng(seed), []
+    for name, split, source, count in (("t0", "train", "all", tokens), ("t1", "train", "all", tokens // 2), ("v", "val", "tales", 200)):
+        numbers.integers(0, 90, count).astype("<u2").tofile(folder / f"{name}.bin")
+        entries.append({"file": f"{name}.bin", "split": split, "source": source, "tokens": count, "sha256": f"{name} {seed}"})
+    (folder / "index.json").write_text(json.dumps({"shards": entries, "sources": []}), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def train(monkeypatch, tmp_path):
+    """Train the tiny model on tiny shards: train("folder", options...) -> state dict of the final weights."""
+    monkeypatch.setitem(fast_gpt.SIZES, "mini", TINY)
+    data = make_shards(tmp_path / "data")
+
+    def call(folder, *options):
+        common = ["--data_dir", str(data), "--size", "mini", "--n_epochs", "2", "--batch_size", "7", *PLAIN]
+        rhythm = ["--print_sample_iter", "0", "--eval_freq", "6", "--lr", "3e-3"]
+        assert pretraining_simple.main([*common, *rhythm, "--output_dir", folder, *options]) == 0
+        return torch.load(Path(folder) / "model_pg_final.pth", weights_only=True)
+
+    return call
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_mini_keeps_to_its_size(tmp_path):
+    torch.manual_seed(1)
+    model = FastGPT(SIZES["mini"])
+    assert count_parameters(model) == 19_249_920
+    path = export_gpt2(model.state_dict(), SIZES["mini"], tmp_path / "gpt2-mini")
+    assert 38_400_000 < path.stat().st_size < 40_000_000 and load_file(path)["wte.weight"].dtype == torch.float16
+    config = json.loads((tmp_path / "gpt2-mini" / "config.json").read_text(encoding="utf-8"))
+    assert (config["n_positions"], config["vocab_size"], config["tie_word_embeddings"]) == (256, 50257, True)
+
+
+@pytest.mark.parametrize("changes", [{}, {"tied": False, "qkv_bias": False}])
+@torch.no_grad()
+def test_the_fast_model_computes_what_chapter_4s_does(changes):
+    cfg = {**TINY, **changes}
+    model = FastGPT(cfg).eval()
+    plain = GPTModel(cfg).eval()
+    plain.load_state_dict(model.state_dict())
+    ids = torch.randint(0, 90, (3, 8))
+    assert torch.allclose(model(ids), plain(ids), atol=1e-5)
+    with pytest.raises(ValueError, match="vocabulary"):
+        model(torch.tensor([[90]]))
+
+
+@pytest.mark.parametrize("changes", [{}, {"tied": False}, {"qkv_bias": False}])
+@torch.no_grad()
+def test_the_export_loads_in_transformers_with_equal_logits(tmp_path, changes):
+    cfg = {**TINY, **changes}
+    model = FastGPT(cfg).eval()
+    for parameter in model.parameters():
+        parameter.copy_((parameter + 0.05 * torch.randn_like(parameter)).half())
+    export_gpt2(model.state_dict(), cfg, tmp_path / "hf")
+    theirs, report = GPT2LMHeadModel.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    ids = torch.randint(0, 90, (3, 8))
+    assert torch.allclose(theirs.float().eval()(ids).logits, model(ids), atol=1e-5)
+
+
+def test_a_number_too_large_for_float16_is_not_exported(tmp_path):
+    model = FastGPT(TINY)
+    model.final_norm.scale.data[0] = 1e6
+    with pytest.raises(ValueError, match="ln_f.weight"):
+        export_gpt2(model.state_dict(), TINY, tmp_path / "hf")
+    assert not list((tmp_path / "hf").glob("*.safetensors*"))
+
+
+def test_the_learning_rate_rises_then_follows_half_a_cosine():
+    rates = [learning_rate_at(step, 100, 1.0, 10, 0.1) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
+    assert rates[10] == max(rates) == 1.0 and rates[99] == pytest.approx(0.1)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert rates[54] == pytest.approx(0.55, abs=0.02)
+
+
+def test_20_steps_equal_10_and_10_more(train, tmp_path, capsys):
+    whole = train("whole", "--max_steps", "20")
+    train("parts", "--max_steps", "10")
+    assert (tmp_path / "parts" / "model_pg_9_interrupted.pth").exists()
+    assert same(whole, train("parts", "--max_steps", "20", "--resume"))
+    logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("whole", "parts")]
+    measured = [[{key: value for key, value in entry.items() if "loss" in key or key in ("step", "lr")} for entry in log] for log in logs]
+    assert measured[0] == measured[1] and [entry["step"] for entry in measured[0]] == [0, 6, 12, 18]
+    assert all(entry["tokens_per_second"] > 0 for entry in logs[1])
+    out = capsys.readouterr().out
+    assert out.strip().splitlines()[-1] == "Maximum GPU memory allocated: 0.00 GB"
+
+
+def test_a_break_between_epochs_changes_nothing(train):
+    whole = train("whole", "--max_steps", "45")  # an epoch has 39 steps
+    train("parts", "--max_steps", "39")
+    assert same(whole, train("parts", "--max_steps", "45", "--resume"))
+
+
+def test_ctrl_c_saves_and_nothing_is_lost(train, tmp_path, monkeypatch):
+    whole, calls = train("whole", "--max_steps", "20"), []
+    original = pretraining_simple.batch_loss
+
+    def pressed(*arguments):
+        calls.append(1)
+        if len(calls) == 8:
+            signal.raise_signal(signal.SIGINT)
+        return original(*arguments)
+
+    monkeypatch.setattr(pretraining_simple, "batch_loss", pressed)
+    before = signal.getsignal(signal.SIGINT)
+    train("stopped", "--max_steps", "20")
+    assert len(calls) == 8 and signal.getsignal(signal.SIGINT) is before
+    assert (tmp_path / "stopped" / "model_pg_7_interrupted.pth").exists()
+    assert same(whole, train("stopped", "--max_steps", "20", "--resume"))
+
+
+def test_a_killed_process_is_resumed_bit_for_bit(tmp_path):
+    (tmp_path / "books").mkdir()
+    words = np.random.default_rng(1).choice("the sea was calm and a boat came in late with fish".split(), 3000)
+    (tmp_path / "books" / "a.txt").write_text(" ".join(words), encoding="utf-8")
+    options = ["--data_dir", str(tmp_path / "books"), "--debug", "--max_steps", "24", *PLAIN]
+    cut = [*options, "--output_dir", str(tmp_path / "cut"), "--save_ckpt_freq", "3"]
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([sys.executable, FOLDER / "pretraining_simple.py", *cut], **silent)
+    while process.poll() is None and not (tmp_path / "cut" / "model_pg_6.pth").exists():
+        time.sleep(0.005)
+    process.kill()  # kill -9
+    process.wait()
+    assert not (tmp_path / "cut" / "model_pg_final.pth").exists()
+    assert pretraining_simple.main([*cut, "--resume"]) == 0
+    assert pretraining_simple.main([*options, "--output_dir", str(tmp_path / "whole")]) == 0
+    finals = [torch.load(tmp_path / name / "model_pg_final.pth", weights_only=True) for name in ("cut", "whole")]
+    assert same(*finals)
+
+
+def test_checkpoints_are_saved_exactly_at_the_multiples(train, tmp_path):
+    train("run", "--n_epochs", "1", "--save_ckpt_freq", "10")
+    names = {path.name for path in (tmp_path / "run").glob("model_pg_*")}
+    assert names == {"model_pg_10.pth", "model_pg_20.pth", "model_pg_30.pth", "model_pg_final.pth"}  # 39 steps: 0 to 38
+
+
+def test_measuring_changes_no_weight(train):
+    often = train("often", "--max_steps", "15", "--eval_freq", "1", "--eval_iter", "3")
+    assert same(often, train("seldom", "--max_steps", "15", "--eval_freq", "14"))
+
+
+def test_losses_of_unequal_batches_are_weighted_by_tokens(tmp_path):
+    data, model = make_shards(tmp_path / "data"), FastGPT(TINY).eval()
+    losses = []
+    for batch_size in (7, 24):
+        _, val = create_shard_dataloaders([data / "t0.bin"], batch_size, 8, val_paths={"a": [data / "v.bin"], "b": [data / "t1.bin"]})
+        losses.append(measuring.validation_losses(model, val, torch.device("cpu")))
+    assert losses[0] == pytest.approx(losses[1]) and losses[0].keys() == {"val_loss", "val_a_loss", "val_b_loss"}
+    assert losses[0]["val_loss"] == pytest.approx((24 * losses[0]["val_a_loss"] + 93 * losses[0]["val_b_loss"]) / 117)
+
+
+def test_gradients_of_two_processes_equal_those_of_one_on_the_joined_batch(tmp_path):
+    cfg, shard = {**TINY, "drop_rate": 0.0}, make_shards(tmp_path / "data") / "t0.bin"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared = {**os.environ, **meeting, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(FOLDER)}
+    command = [sys.executable, FOLDER / "tests" / "gradients_of_a_rank.py", str(shard), str(tmp_path / "gradients.pt"), json.dumps(cfg)]
+    ranks = [subprocess.Popen(command, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in (0, 1)]
+    torch.manual_seed(0)
+    model = FastGPT(cfg).double()
+    loader, _ = create_shard_dataloaders([shard], 6, 8, seed=9)
+    inputs, targets = next(iter(loader))
+    measuring.batch_loss(model, inputs, targets, torch.device("cpu")).backward()
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    found = torch.load(tmp_path / "gradients.pt", weights_only=True)
+    assert found.keys() == {name for name, _ in model.named_parameters()}
+    assert all(torch.allclose(parameter.grad, found[name], rtol=1e-5, atol=1e-7) for name, parameter in model.named_parameters())
+
+
+def test_a_folder_of_texts_is_tokenized_once_and_its_faults_are_named(tmp_path, capsys):
+    folder = tmp_path / "books"
+    folder.mkdir()
+    (folder / "a.txt.utf8").write_text("A long day at sea. " * 200, encoding="utf-8")
+    (folder / "b.txt").write_bytes(b"")
+    (folder / "c.txt").write_bytes(b"\x00\x01")
+    options = ["--data_dir", str(folder), "--debug", "true", "--max_steps", "2", "--output_dir", "out", *PLAIN]
+    assert pretraining_simple.main(options) == 0
+    printed = capsys.readouterr()
+    assert "3 text files" in printed.out and "b.txt: empty" in printed.err and "c.txt: binary" in printed.err
+    written = (tmp_path / "out" / "tokens" / "index.json").stat().st_mtime_ns
+    assert pretraining_simple.main([*options, "--overwrite"]) == 0
+    assert (tmp_path / "out" / "tokens" / "index.json").stat().st_mtime_ns == written
+    (folder / "a.txt.utf8").write_text("Another long day at sea. " * 200, encoding="utf-8")
+    assert pretraining_simple.main([*options, "--overwrite"]) == 0
+    assert (tmp_path / "out" / "tokens" / "index.json").stat().st_mtime_ns > written
+    assert {"loss-curve.png", "log.jsonl", "final.json", "gpt2-debug"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
+@pytest.mark.parametrize("value, expected", [([], True), (["true"], True), (["false"], False)])
+def test_debug_means_what_it_says(monkeypatch, value, expected):
+    seen = []
+    monkeypatch.setattr(pretraining_simple, "run", lambda args, ranks, device: seen.append(args.debug))
+    assert pretraining_simple.main(["--debug", *value]) == 0 and seen == [expected]
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--data_dir", "nowhere"], ["no folder nowhere"]),
+        (["--data_dir", "empty"], ["no text files in empty", ".txt"]),
+        (["--data_dir", "books"], ["none of the 1 text files"]),
+        (["--resume"], ["nothing to resume"]),
+        (["--output_dir", "old"], ["old holds a run", "--resume"]),
+        (["--output_dir", "old", "--resume", "--lr", "1e-4"], ["another configuration", "lr is 0.003 there, 0.0001 here"]),
+        (["--output_dir", "old", "--resume", "--data_dir", "other"], ["data_sha256"]),
+        (["--warmup_steps", "99999"], ["warm-up"]),
+        (["--batch_size", "5000"], ["fewer than one batch"]),
+        (["--batch_size", "0"], ["batch_size"]),
+        (["--train_ratio", "1.5"], ["train_ratio"]),
+        (["--size", "7B"], ["size"]),
+        (["--debug", "maybe"], ["debug"]),
+        (["--device", "tpu"], ["tpu"]),
+    ],
+)
+def test_bad_input_ends_in_one_line(train, tmp_path, capsys, options, words):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books" / "a.txt").write_bytes(b"")
+    if "old" in options:
+        train("old", "--max_steps", "3")
+        make_shards(tmp_path / "other", seed=1)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        train("new", *options)
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stop.value.code == 2 and "error:" in last and all(word in last for word in words), last
+
+
+def test_times_are_whole_hours_minutes_seconds(capsys):
+    assert pretraining_simple.convert_time(3725.9) == (1, 2, 5)
+    now = time.time()
+    pretraining_simple.print_eta(now - 60, now - 20, 3, 12)
+    err = capsys.readouterr().err
+    assert "file 3 of 12" in err and "0h 00m 20s" in err and "0h 01m 00s" in err and "0h 03m 00s left" in err
+
+
+def test_loaders_of_one_text_need_a_batch_in_each_part():
+    train_loader, val_loader = pretraining_simple.create_dataloaders("the boat came in late " * 60, 0.8, 2, 16, 16)
+    assert train_loader.batch_size == 2 and len(val_loader) > 0
+    with pytest.raises(ValueError, match="validation part is too short"):
+        pretraining_simple.create_dataloaders("the boat came in late " * 60, 0.99, 2, 16, 16)
