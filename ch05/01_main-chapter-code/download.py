@@ -197,6 +197,7 @@ def reason(error: requests.RequestException) -> str:
     kinds = {
         requests.exceptions.ProxyError: "the proxy does not let it through (see HTTP_PROXY and HTTPS_PROXY)",
         requests.exceptions.SSLError: "its certificate is not accepted",
+        requests.exceptions.ConnectTimeout: f"no answer within {TIMEOUT[0]} seconds",
         requests.exceptions.Timeout: f"no answer within {TIMEOUT[1]} seconds",
         requests.exceptions.ChunkedEncodingError: "the connection broke",
         requests.exceptions.ConnectionError: "no connection",

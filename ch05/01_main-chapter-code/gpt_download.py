@@ -58,7 +58,8 @@ def download_and_load_gpt2(model_size: str, models_dir: str | Path, source: str 
     size = size_name(model_size)
     if size == "mini":
         folder = find_mini(models_dir)
-        return load_safetensors_folder(folder, read_settings(folder / "config.json"))
+        settings = read_settings(folder / "config.json")
+        return settings, load_gpt2_params_from_safetensors(folder / "model.safetensors", settings)
     folder = Path(models_dir) / size
     routes = [route for route in ("safetensors", "tensorflow") if source in (route, "auto")]
     for route in routes:
@@ -122,7 +123,7 @@ def record_hashes(folder: Path, names: list) -> None:
 def load_route(folder: Path, size: str, route: str) -> tuple[dict, dict]:
     """Return (settings, params) from complete files on the disk."""
     if route == "safetensors":
-        return load_safetensors_folder(folder, SIZES[size])
+        return dict(SIZES[size]), load_gpt2_params_from_safetensors(folder / "model.safetensors", SIZES[size])
     settings = read_settings(folder / "hparams.json")
     return settings, load_gpt2_params_from_tf_ckpt(folder / "model.ckpt", settings)
 
@@ -134,11 +135,6 @@ def load_fresh(folder: Path, size: str, route: str) -> tuple[dict, dict]:
     except ValueError:
         (folder / "model.safetensors").unlink(missing_ok=True)
         raise
-
-
-def load_safetensors_folder(folder: Path, settings: dict) -> tuple[dict, dict]:
-    """Return (settings, params) of the model.safetensors in a folder."""
-    return dict(settings), load_gpt2_params_from_safetensors(folder / "model.safetensors", settings)
 
 
 def find_mini(models_dir: str | Path) -> Path:
@@ -290,6 +286,8 @@ def main(argv: list[str] | None = None) -> int:
         settings, _ = load(args.model_size, args.models_dir, args.source)
     except (ValueError, OSError) as error:
         parser.error(" ".join(str(error).split()))
+    except KeyboardInterrupt:
+        parser.exit(130, "stopped; the same command goes on from there\n")
     parameters = sum(int(np.prod(shape)) for shape in tensor_shapes(settings).values())
     print(f"GPT-2 {args.model_size} is complete: {parameters:,} parameters, {settings}")
     return 0

@@ -263,6 +263,8 @@ def command_line(argv: list[str] | None = None) -> int:
             main({}, args.prompt, args.model_size, device, args.seed, models_dir=args.models_dir, offline=args.offline, **how)
     except (ValueError, OSError) as error:
         parser.error(" ".join(str(error).split()))
+    except KeyboardInterrupt:
+        parser.exit(130, "stopped; a download goes on with the same command\n")
     return 0
 
 
