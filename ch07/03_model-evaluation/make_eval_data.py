@@ -1,7 +1,7 @@
 """How eval-example-data.json was made: one model asked twice, before and after fine-tuning on the chapter's training data.
 
-    python make_eval_data.py                      # about half an hour on 2 cores, less on a GPU
-    python make_eval_data.py --epochs 1 --limit 8 --output try.json --log try.jsonl
+    python make_eval_data.py                      # about a quarter of an hour on 2 cores, less on a GPU
+    python make_eval_data.py --limit 8 --output try.json --log try.jsonl
 
 Model 2 is SmolLM2-135M-Instruct as published. Model 1 is the same model after its upper 15 blocks were trained on the 935
 training entries of instruction-data.json, so it has never seen the 100 test entries that both answer here. Answers are
@@ -90,7 +90,7 @@ def answer_all(model, tokenizer, entries, device, batch_size=20, max_new_tokens=
 
 def build_parser():
     parser = argparse.ArgumentParser(description="Answers of a weak and a stronger model to 100 test entries.", allow_abbrev=False)
-    parser.add_argument("--epochs", type=int, default=2, help="passes over the training entries (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=1, help="passes over the training entries (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=8, help="entries in a batch (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=1e-4, help="highest learning rate (default: %(default)s)")
     parser.add_argument("--limit", type=int, help="train on and answer only so many entries (for a try)")

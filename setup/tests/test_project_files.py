@@ -24,7 +24,7 @@ else:
 
 REPO = Path(__file__).resolve().parents[2]
 MAX_BYTES = 300_000
-MAY_BE_LARGER = {"gpt2-mini/model.safetensors"}  # ends of paths
+MAY_BE_LARGER = {"gpt2-mini/model.safetensors", "instruction-data-with-preference.json"}  # ends of paths
 OWN_NAMES = {  # module -> distribution
     "sklearn": "scikit-learn",
     "jupyter_client": "jupyter-client",
