@@ -1,0 +1,294 @@
+"""Every way of loading returns the same model, damage ends in one clear line, and the measuring sees what it promises to see."""
+
+import ast
+import re
+from pathlib import Path
+
+import memory_tools
+import nbformat
+import pytest
+import torch
+import torch.nn as nn
+import weight_loading
+from memory_tools import MeasuringFailed, measure, memory_usage_in_gb
+from previous_chapters import GPTModel
+from weight_loading import ROUTES, best_practices, load_individual_weights, model_on_meta, rebuild_buffers
+
+TINY = {"vocab_size": 50, "context_length": 16, "emb_dim": 12, "n_heads": 3, "n_layers": 2, "drop_rate": 0.1, "qkv_bias": True}
+MIDDLE = {**TINY, "vocab_size": 4096, "emb_dim": 512, "n_heads": 8, "n_layers": 8}  # 118 MB, so that the model stands out
+NOTEBOOK = Path(weight_loading.__file__).with_name("memory-efficient-state-dict.ipynb")
+LOADERS = [route for route in ROUTES.values() if route is not weight_loading.plain_init]
+
+
+def saved_model(cfg: dict, folder: Path) -> nn.Module:
+    torch.manual_seed(5)
+    model = GPTModel(cfg).eval()
+    weight_loading.save_model(model, cfg, folder)
+    weight_loading.save_individual_weights(model, folder)
+    return model
+
+
+@pytest.fixture
+def original(tmp_path):
+    return saved_model(TINY, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def middle(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("middle")
+    return folder, sum(parameter.nbytes for parameter in saved_model(MIDDLE, folder).parameters())
+
+
+# ---- the ways -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("route", LOADERS, ids=lambda route: route.__name__)
+def test_every_way_gives_the_logits_of_the_saved_model(route, original, tmp_path):
+    ids = torch.randint(0, 50, (3, 16))  # up to the last position
+    loaded = route(tmp_path)
+    assert torch.equal(loaded(ids), original(ids)) and not loaded.training
+    assert torch.equal(route()(ids), original(ids))  # the folder is the current one unless it is given
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+
+
+@pytest.mark.parametrize("route", [weight_loading.load_sequentially_with_meta, best_practices, load_individual_weights])
+def test_masks_are_rebuilt_where_the_model_began_on_meta(route, original, tmp_path):
+    loaded = route(tmp_path)
+    for (name, buffer), (_, expected) in zip(loaded.named_buffers(), original.named_buffers()):
+        assert torch.equal(buffer, expected), name
+    assert loaded.state_dict().keys() == original.state_dict().keys()  # still not persistent
+
+
+def test_leftovers_in_the_masks_change_the_logits_and_rebuilding_mends_them(original):
+    ids = torch.randint(0, 50, (1, 9))
+    expected = original(ids)
+    for block in original.trf_blocks:
+        block.att.mask.zero_()
+    assert not torch.allclose(original(ids), expected)
+    assert torch.equal(rebuild_buffers(original)(ids), expected)
+
+
+def test_a_loaded_model_can_be_trained_without_touching_the_file(original, tmp_path):
+    loaded, before = best_practices(tmp_path), (tmp_path / "model.pth").read_bytes()
+    optimizer = torch.optim.SGD(loaded.parameters(), lr=1.0)
+    loaded(torch.randint(0, 50, (1, 8))).sum().backward()
+    optimizer.step()
+    assert not torch.equal(loaded.out_head.weight, original.out_head.weight)
+    assert (tmp_path / "model.pth").read_bytes() == before
+
+
+def test_assign_replaces_the_tensors_and_unties_shared_ones(original, tmp_path):
+    model = GPTModel(TINY)
+    model.out_head.weight = model.tok_emb.weight
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    model.load_state_dict(weight_loading.load_weights(tmp_path / "model.pth"), assign=True)
+    assert model.out_head.weight is not model.tok_emb.weight
+    known = {id(parameter) for parameter in optimizer.param_groups[0]["params"]}
+    assert not any(id(parameter) in known for parameter in model.parameters())
+
+
+def test_a_model_on_meta_has_no_numbers(original, tmp_path):
+    assert all(parameter.is_meta for parameter in model_on_meta(tmp_path).parameters())
+
+
+# ---- bad input ------------------------------------------------------------------------------------------------------
+
+def one_line(caught) -> str:
+    text = str(caught.value)
+    assert text and "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize("keep", [0, 10, 0.5, -1])
+@pytest.mark.parametrize("route", LOADERS, ids=lambda route: route.__name__)
+def test_a_truncated_file_is_one_clear_error(route, keep, original, tmp_path):
+    paths = [tmp_path / "model.pth"] if route is not load_individual_weights else [tmp_path / "model_parameters" / "pos_emb.weight.pt"]
+    data = paths[0].read_bytes()
+    paths[0].write_bytes(data[: int(len(data) * keep) if isinstance(keep, float) else keep])
+    with pytest.raises(ValueError) as caught:
+        route(tmp_path)
+    assert f"{paths[0].name} is truncated or damaged" in one_line(caught)
+
+
+@pytest.mark.parametrize("route", LOADERS, ids=lambda route: route.__name__)
+def test_missing_files_are_named(route, original, tmp_path):
+    missing = tmp_path / ("model.pth" if route is not load_individual_weights else "model_parameters/tok_emb.weight.pt")
+    missing.unlink()
+    with pytest.raises(FileNotFoundError) as caught:
+        route(tmp_path)
+    assert missing.name in one_line(caught)
+    (tmp_path / "gpt-config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"gpt-config\.json does not exist"):
+        route(tmp_path)
+
+
+@pytest.mark.parametrize("route", LOADERS, ids=lambda route: route.__name__)
+def test_weights_of_another_size_are_refused_even_where_copying_would_stretch_them(route, original, tmp_path):
+    state_dict = {**original.state_dict(), "final_norm.scale": torch.ones(1)}
+    torch.save(state_dict, tmp_path / "model.pth")
+    torch.save(torch.ones(1), tmp_path / "model_parameters" / "final_norm.scale.pt")
+    with pytest.raises(ValueError) as caught:
+        route(tmp_path)
+    assert "final_norm.scale: the model has (12,), the file (1,)" in one_line(caught)
+
+
+def test_missing_and_unknown_names_are_refused(original):
+    state_dict = original.state_dict()
+    with pytest.raises(ValueError, match=r"extra: the model has none, the file \(2,\)"):
+        weight_loading.check_state_dict(original, {**state_dict, "extra": torch.ones(2)})
+    del state_dict["pos_emb.weight"]
+    with pytest.raises(ValueError, match=r"pos_emb\.weight: the model has \(16, 12\), the file none"):
+        weight_loading.check_state_dict(original, state_dict)
+
+
+def test_an_old_pytorch_is_one_clear_error_and_the_other_ways_still_work(original, tmp_path, monkeypatch):
+    new = torch.load
+
+    def old_load(f, map_location=None, *, weights_only=False):
+        return new(f, map_location=map_location, weights_only=weights_only)
+
+    monkeypatch.setattr(torch, "load", old_load)
+    with pytest.raises(RuntimeError) as caught:
+        best_practices(tmp_path)
+    assert "PyTorch 2.1 or newer" in one_line(caught) and torch.__version__ in str(caught.value)
+    assert torch.equal(load_individual_weights(tmp_path).out_head.weight, original.out_head.weight)
+
+
+def test_an_old_load_state_dict_is_noticed_too(original, tmp_path, monkeypatch):
+    monkeypatch.setattr(nn.Module, "load_state_dict", lambda self, state_dict, strict=True: None)
+    with pytest.raises(RuntimeError, match=r"PyTorch 2\.1 or newer"):
+        best_practices(tmp_path)
+
+
+def test_too_little_memory_is_not_called_a_damaged_file(original, tmp_path, monkeypatch):
+    def no_memory(*args, **kwargs):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(torch, "load", no_memory)
+    with pytest.raises(RuntimeError, match="can't allocate"):
+        weight_loading.load_weights(tmp_path / "model.pth")
+
+
+def test_a_full_disk_is_noticed_before_writing(original, tmp_path, monkeypatch):
+    target = tmp_path / "full"
+    target.mkdir()
+    monkeypatch.setattr(weight_loading.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000})())
+    with pytest.raises(OSError, match="has only 1,000 left"):
+        weight_loading.save_model(original, TINY, target)
+    assert list(target.iterdir()) == []
+
+
+# ---- measuring ------------------------------------------------------------------------------------------------------
+
+SIZE = 2**26  # a quarter of a GiB in float32
+
+
+def half_of(count):
+    return count // 2
+
+
+def two_short_blocks(count, *, fill=1.0):
+    for _ in range(2):
+        torch.full((half_of(count) * 2,), fill)
+
+
+def test_a_block_that_lives_for_a_moment_is_seen_and_helpers_of_this_file_travel_along():
+    assert 0.23 < memory_usage_in_gb(two_short_blocks, SIZE, fill=2.0) < 0.3
+
+
+def test_an_error_in_the_other_process_comes_back_as_one_line(tmp_path):
+    with pytest.raises(MeasuringFailed) as caught:
+        measure(best_practices, tmp_path / "nowhere")
+    assert "best_practices: FileNotFoundError" in one_line(caught) and "gpt-config.json does not exist" in str(caught.value)
+
+
+def test_what_cannot_be_sent_is_refused_before_a_process_starts(monkeypatch):
+    monkeypatch.setattr(memory_tools.subprocess, "run", None)
+    local = 3
+
+    def uses_local():
+        return local
+
+    with pytest.raises(MeasuringFailed, match="uses variables of a function around it"):
+        measure(uses_local)
+    with pytest.raises(MeasuringFailed, match="cannot be sent"):
+        measure(half_of, lambda: 3)
+
+
+def test_a_process_that_dies_is_reported(monkeypatch):
+    class Died:
+        returncode, stdout, stderr = -9, b"", b""
+
+    monkeypatch.setattr(memory_tools.subprocess, "run", lambda *args, **kwargs: Died)
+    with pytest.raises(MeasuringFailed, match="ended with code -9: perhaps memory ran out"):
+        measure(half_of, 4)
+
+
+def test_the_tools_work_without_a_gpu(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    memory_tools.start_memory_tracking()
+    memory_tools.cleanup()
+    memory_tools.print_memory_usage()
+    assert float(capsys.readouterr().out.split(":")[1].split()[0]) > 0.05
+
+
+def test_other_systems_count_the_peak_too(monkeypatch):
+    counted = memory_tools.peak_memory()
+    monkeypatch.setattr(memory_tools, "linux_status", lambda key: None)
+    assert memory_tools.peak_memory() > 0.5 * counted  # by getrusage, or by psutil on Windows
+
+
+def answers() -> dict:
+    """The folded answers of the exercises: {function name: function}."""
+    (cell,) = [cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if "<summary>Answer" in cell.source]
+    text = "\n".join(re.findall(r"```text\n(.*?)```", cell, flags=re.DOTALL))
+    names = {name: getattr(weight_loading, name) for name in ("GPTModel", "Path", "load_weights", "read_config", "torch")}
+    space = {**names, "model_on_meta": model_on_meta, "rebuild_buffers": rebuild_buffers, "__name__": "__main__"}
+    exec(compile(ast.parse(text), "answers", "exec"), space)
+    return {name: space[name] for name in ("only_mmap", "only_assign", "load_half")}
+
+
+@pytest.mark.slow
+def test_peaks_are_those_that_the_notebook_states(middle):
+    folder, model_bytes = middle
+    ratios = {}
+    for route in (weight_loading.baseline, best_practices, load_individual_weights):
+        found = measure(route, folder)
+        ratios[route.__name__] = found.peak / model_bytes
+        assert found.seconds > 0 and (found.gpu is None) == (not torch.cuda.is_available())
+    assert 1.9 < ratios["baseline"] < 2.2
+    assert 0.9 < ratios["best_practices"] < 1.1 + 0.08  # and one largest tensor
+    assert 0.9 < ratios["load_individual_weights"] < 1.3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, low, high", [("only_mmap", 1.9, 2.2), ("only_assign", 0.95, 1.2), ("load_half", 0.5, 0.75)])
+def test_the_answers_of_the_exercises_are_right(name, low, high, middle, original, tmp_path):
+    folder, model_bytes = middle
+    route = answers()[name]
+    assert low < measure(route, folder).peak / model_bytes < high
+    assert torch.allclose(route(tmp_path).out_head.weight.float(), original.out_head.weight, rtol=0.01)
+
+
+# ---- command line ---------------------------------------------------------------------------------------------------
+
+def test_the_command_prints_a_table(monkeypatch, capsys):
+    monkeypatch.setattr(weight_loading, "ROUTES", {"6 meta, mmap, assign": best_practices})
+    assert weight_loading.main(["--emb_dim", "12", "--n_heads", "3", "--n_layers", "1", "--vocab_size", "40", "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("the model's own bytes") and lines[2].startswith("6 meta, mmap, assign") and len(lines) == 3
+    assert len(lines[2]) == len(lines[1])
+
+
+@pytest.mark.parametrize("argv", [["--emb_dim", "10", "--n_heads", "3"], ["--n_layers", "0"], ["--device", "toaster"]])
+def test_bad_options_are_one_line_and_exit_code_2(argv, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        weight_loading.main(argv)
+    error = capsys.readouterr().err.strip().splitlines()
+    assert stopped.value.code == 2 and "error" in error[-1] and len([line for line in error if "error" in line]) == 1
+
+
+def test_sending_a_function_keeps_defaults_modules_and_functions_it_calls():
+    packed = memory_tools.pack("two_short_blocks", two_short_blocks, {})
+    assert {name: entry[0] for name, entry in packed.items()} == {"two_short_blocks": "code", "half_of": "code", "torch": "module"}
+    assert memory_tools.unpack(packed)["two_short_blocks"].__kwdefaults__ == {"fill": 1.0}
+    assert memory_tools.pack("f", best_practices, {}) == {"f": ("value", best_practices)}
