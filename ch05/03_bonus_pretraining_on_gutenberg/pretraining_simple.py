@@ -91,7 +91,7 @@ def train_model_simple(
 ):  # fmt: skip
     """Train on shards; returns (train_losses, val_losses, tokens_seen), one entry per evaluation.
 
-    Evaluates after the first update (step 0) and at every multiple of eval_freq; saves model_pg_{step}.pth exactly when
+    Evaluates after the first update (step 0), at every multiple of eval_freq and at the end; saves model_pg_{step}.pth exactly when
     step > 0 and step is a multiple of save_ckpt_freq. The peak learning rate is the optimizer's; the schedule spans all epochs,
     wherever max_steps or max_minutes stop. Stopped early, also by Ctrl-C, it saves model_pg_{step}_interrupted.pth.
     checkpoint: contents of such a file, to go on from; settings: kept in checkpoints.
@@ -121,7 +121,7 @@ def train_model_simple(
                 state.batch, state.step, state.tokens_seen = state.batch + 1, state.step + 1, state.tokens_seen + per_step
                 state.loss_steps += 1
                 bar.update(per_step)
-                if state.step % eval_freq == 0:
+                if state.step % eval_freq == 0 or state.step + 1 == total_steps:
                     measure.evaluate(base, lr)
                 if print_sample_iter and state.step % print_sample_iter == 0 and ranks.rank == 0:
                     print_sample(base, tokenizer, device, start_context)
@@ -195,7 +195,8 @@ def finish(model, cfg: dict, args, losses, val_paths, train_paths, device) -> No
     final = validation_losses(model, val_loaders, device)
     log_path = output_dir / "log.jsonl"
     log = [json.loads(line) for line in log_path.read_text(encoding="utf-8").splitlines()]
-    (output_dir / "final.json").write_text(json.dumps({"tokens_seen": losses[2][-1], **final}, indent=2) + "\n", encoding="utf-8")
+    summary = {"tokens_seen_at_last_evaluation": losses[2][-1], **final}
+    (output_dir / "final.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     plot_run(log, output_dir / "loss-curve.png")
     weights = export_gpt2(model.state_dict(), cfg, output_dir / f"gpt2-{'debug' if args.debug else args.size}")
     print("all held-out text: " + ", ".join(f"{name.replace('_', ' ')} {loss:.4f}" for name, loss in final.items()))

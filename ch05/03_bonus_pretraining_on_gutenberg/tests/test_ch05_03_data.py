@@ -1,6 +1,7 @@
 """Books cleaned and joined, shards that hold exactly their documents, held-out text that stays out, fair shares of the windows."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import prepare_dataset
@@ -30,7 +31,7 @@ def numbered(count, words=30):
     return [" ".join(f"w{document}x{word}" for word in range(words)) for document in range(count)]
 
 
-def exits_with_one_line(capsys, call, *words):
+def expect_one_line(capsys, call, *words):
     with pytest.raises(SystemExit) as stop:
         call()
     err = capsys.readouterr().err.strip().splitlines()
@@ -77,6 +78,14 @@ def test_there_are_57_tales():
     tokenizer = gpt2_tokenizer()
     assert len(tales) == 57 and sum(len(tokenizer.encode(tale)) for tale in tales) == 115_520
     assert all(map(is_english, tales))
+
+
+def test_the_tales_become_the_tokens_that_the_readme_names(tmp_path):
+    assert prepare_dataset.main(["--tales", "--output_dir", str(tmp_path / "out")]) == 0
+    tokens = {shard["split"]: shard["tokens"] for shard in read_index(tmp_path / "out")["shards"]}
+    assert tokens == {"train": 113_225, "val": 2_352}
+    readme = (Path(prepare_dataset.__file__).parent / "README.md").read_text(encoding="utf-8")
+    assert all(f"{count:,} {name}" in readme for count, name in ((113_225, "training tokens"), (2_352, "held-out tokens")))
 
 
 def test_shards_hold_the_documents_and_the_index_describes_them(tmp_path):
@@ -175,9 +184,9 @@ def test_near_duplicates_are_seen_and_new_texts_are_not():
 def test_bad_input_ends_in_one_line(capsys, tmp_path, options, words):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("x", encoding="utf-8")
-    exits_with_one_line(capsys, lambda: prepare_dataset.main(options), *words)
+    expect_one_line(capsys, lambda: prepare_dataset.main(options), *words)
 
 
 def test_a_line_that_is_no_document_is_named(capsys, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a b"}\n[1]\n', encoding="utf-8")
-    exits_with_one_line(capsys, lambda: prepare_dataset.main(["--generated", "a.jsonl"]), "a.jsonl, line 2")
+    expect_one_line(capsys, lambda: prepare_dataset.main(["--generated", "a.jsonl"]), "a.jsonl, line 2")

@@ -124,9 +124,9 @@ def test_20_steps_equal_10_and_10_more(train, tmp_path, capsys):
 
 
 def test_a_break_between_epochs_changes_nothing(train):
-    whole = train("whole", "--max_steps", "45")  # an epoch has 39 steps
-    train("parts", "--max_steps", "39")
-    assert same(whole, train("parts", "--max_steps", "45", "--resume"))
+    whole = train("whole", "--max_steps", "46")  # an epoch has 40 steps
+    train("parts", "--max_steps", "40")
+    assert same(whole, train("parts", "--max_steps", "46", "--resume"))
 
 
 def test_ctrl_c_saves_and_nothing_is_lost(train, tmp_path, monkeypatch):
@@ -168,8 +168,10 @@ def test_a_killed_process_is_resumed_bit_for_bit(tmp_path):
 
 def test_checkpoints_are_saved_exactly_at_the_multiples(train, tmp_path):
     train("run", "--n_epochs", "1", "--save_ckpt_freq", "10")
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log] == [0, 6, 12, 18, 24, 30, 36, 39] and log[-1]["tokens_seen"] == 40 * 7 * 8
     names = {path.name for path in (tmp_path / "run").glob("model_pg_*")}
-    assert names == {"model_pg_10.pth", "model_pg_20.pth", "model_pg_30.pth", "model_pg_final.pth"}  # 39 steps: 0 to 38
+    assert names == {"model_pg_10.pth", "model_pg_20.pth", "model_pg_30.pth", "model_pg_final.pth"}  # 40 steps: 0 to 39
 
 
 def test_measuring_changes_no_weight(train):
