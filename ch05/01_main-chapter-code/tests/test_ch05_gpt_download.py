@@ -234,7 +234,7 @@ def test_a_proxy_is_used_and_its_faults_are_told_without_its_password(mirror, ta
     mirror.fault("w.bin", status=407)
     fails(url, target, "HTTP 407")
     monkeypatch.setenv("HTTP_PROXY", f"http://nell:brass-key@127.0.0.1:{closed_port()}")
-    with pytest.raises(DownloadError, match="proxy") as caught:
+    with pytest.raises(DownloadError, match="the proxy does not let it through") as caught:
         download_file(url, target)
     assert "brass-key" not in str(caught.value) and lies_in(target) == []
 
@@ -521,6 +521,15 @@ def test_safetensors_route_downloads_once_and_then_works_offline(hugging_face, t
 def test_when_the_checkpoint_is_not_to_be_had_safetensors_take_its_place(hugging_face, tiny_sizes, tmp_path):
     tiny_sizes.files["model.safetensors"] = (hugging_face[0] / "model.safetensors").read_bytes()
     assert download_and_load_gpt2("124M", tmp_path)[0] == TINY
+
+
+def test_a_full_disk_is_not_answered_by_another_download(tiny_sizes, tmp_path):
+    for name in ("checkpoint", "model.safetensors"):
+        tiny_sizes.files[name] = CONTENT
+        tiny_sizes.fault(name, length=10**17)
+    with pytest.raises(DiskError, match="are to come"):
+        download_and_load_gpt2("124M", tmp_path)
+    assert len(tiny_sizes.requests) == 1
 
 
 def test_when_nothing_is_to_be_had_every_address_is_named(tiny_sizes, tmp_path, capsys):
