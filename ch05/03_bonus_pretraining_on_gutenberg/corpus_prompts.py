@@ -47,7 +47,7 @@ EVENTS = (
     "a bet is made|a present is shared|a fear is overcome|the river rises|nobody believes the news|a bridge is repaired|"
     "an apology comes late|a team loses and learns|a plan fails twice|a wish comes true in a strange way|a name is forgotten"
 ).split("|")
-MOODS = "funny|sad|calm|exciting|mysterious|warm|strange|hopeful|serious|cheerful".split("|")
+MOODS = "funny|sad|calm|thrilling|mysterious|warm|strange|hopeful|serious|cheerful".split("|")
 TOPICS = (
     "why the sky gets dark|how bread rises|why ice floats|how a bicycle stays up|where rain comes from|how bees find flowers|"
     "what a library is for|why leaves change color|how a candle burns|why we sleep|how money began|what a map shows|"
