@@ -224,7 +224,7 @@ class Llama3Model(nn.Module):
             low, high = int(in_idx.min()), int(in_idx.max())
             if low < 0 or high >= self.cfg["vocab_size"]:
                 raise ValueError(f"token ids from {low} to {high}: outside the vocabulary of {self.cfg['vocab_size']:,}")
-        padding = None if attention_mask is None else (attention_mask == 0).sum(dim=1)  # (b)
+        padding = None if attention_mask is None else (attention_mask == 0).sum(dim=1)  # padding tokens of each row
         x = self.run_blocks(self.tok_emb(in_idx), start, start if padding is None else start - padding, cache, attention_mask)
         self.current_pos = start + num_tokens
         x = self.final_norm(x[:, -1:] if only_last else x)
