@@ -74,6 +74,7 @@ notebooks-check: $(STAMP)  ## check the rules notebooks follow
 
 bench: $(STAMP)  ## side-by-side timings
 	$(PY) setup/tools/bench.py
+	$(PY) ch05/07_gpt_to_llama/benchmark.py
 
 clean:  ## remove .venv, runs and caches
 	rm -rf "$(VENV)" runs build .pytest_cache .ruff_cache

@@ -1,0 +1,67 @@
+"""The explanatory diagrams of converting-llama2-to-llama3.ipynb, drawn with matplotlib.
+
+    from figures_llama3 import draw_family, draw_head_sharing
+"""
+
+import matplotlib.pyplot as plt
+from plot_style import COLORS
+
+SOFT = {"blue": "#CFE3F2", "orange": "#FBE6BF", "green": "#C7EBDD", "gray": "#EEEEEE"}
+
+
+def canvas(width: float, height: float) -> tuple[plt.Figure, plt.Axes]:
+    """An empty drawing whose units are inches."""
+    fig, ax = plt.subplots(figsize=(width, height))
+    ax.set(xlim=(0, width), ylim=(0, height))
+    ax.axis("off")
+    return fig, ax
+
+
+def box(ax: plt.Axes, x: float, y: float, width: float, height: float, text: str, color: str) -> None:
+    """A filled rectangle with centered text; x and y are its center."""
+    ax.add_patch(plt.Rectangle((x - width / 2, y - height / 2), width, height, facecolor=SOFT[color], edgecolor="black", linewidth=0.8))
+    ax.text(x, y, text, ha="center", va="center", fontsize=9)
+
+
+def draw_head_sharing(num_heads: int = 6, groups: tuple[int, ...] = (6, 2, 1)) -> plt.Figure:
+    """Query heads above, key and value heads below, a line from each query head to the pair that it reads."""
+    fig, ax = canvas(6.5, 2.5)
+    names = {num_heads: "multi-head", 1: "multi-query"}
+    for column, num_kv_groups in enumerate(groups):
+        left = 0.55 + 2.0 * column
+        step, group_size = 1.75 / num_heads, num_heads // num_kv_groups
+        ax.text(left + 0.87, 2.3, names.get(num_kv_groups, "grouped-query"), ha="center", fontsize=10.5)
+        for head in range(num_heads):
+            group = head // group_size
+            x = left + step * (head + 0.5)
+            center = left + step * group_size * (group + 0.5)
+            ax.plot([x, center], [1.62, 0.98], color=COLORS["black"], linewidth=0.9)
+            box(ax, x, 1.8, 0.8 * step, 0.36, f"q{head}", "blue")
+            if head % group_size == 0:
+                box(ax, center, 0.8, 0.8 * step, 0.36, f"k{group}", "orange")
+                box(ax, center, 0.44, 0.8 * step, 0.36, f"v{group}", "green")
+        plural = "s" if num_kv_groups > 1 else ""
+        ax.text(left + 0.87, 0.08, f"{num_kv_groups} pair{plural} to remember", ha="center", fontsize=9)
+    return fig
+
+
+def draw_family() -> plt.Figure:
+    """From Llama 2 to Llama 3.2, and under each arrow what changed."""
+    fig, ax = canvas(6.5, 2.0)
+    models = ["Llama 2 7B\n2023", "Llama 3 8B\nApril 2024", "Llama 3.1 8B\nJuly 2024", "Llama 3.2 1B\nSeptember 2024"]
+    contexts = ["4,096 tokens", "8,192 tokens", "131,072 tokens", "131,072 tokens"]
+    changes = [
+        "grouped queries,\nbase 500,000,\n128,256 tokens,\nwider feed-forward",
+        "slow rotations\nslowed 8 times",
+        "narrower, fewer\nblocks, tied head,\nslowed 32 times",
+    ]
+    for i, (name, context) in enumerate(zip(models, contexts, strict=True)):
+        x = 0.7 + 1.7 * i
+        box(ax, x, 1.6, 1.2, 0.6, name, "blue")
+        ax.text(x, 1.08, context, ha="center", fontsize=9)
+        if i:
+            style = {"arrowstyle": "-|>", "color": COLORS["red"], "linewidth": 1.4, "shrinkA": 0, "shrinkB": 0}
+            ax.annotate("", xy=(x - 0.62, 1.6), xytext=(x - 1.08, 1.6), arrowprops=style)
+            ax.plot([x - 0.85, x - 0.85], [0.9, 1.53], color=COLORS["red"], linewidth=0.8, linestyle=":")
+            ax.text(x - 0.85, 0.82, changes[i - 1], ha="center", va="top", fontsize=9, color=COLORS["red"])
+    return fig
