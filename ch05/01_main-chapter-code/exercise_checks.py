@@ -7,6 +7,7 @@ loss and clipping, a plain loop, or a run that was never interrupted. A failed c
 import contextlib
 import io
 import math
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -114,6 +115,66 @@ def check_5_4(one_more_epoch):
         for (name, expected), value in zip(model.state_dict().items(), got.state_dict().values(), strict=True):
             expect_close(expected, value, f"{name}, {where}", question, atol=0.0)
     passed("5.4", "equal to the uninterrupted run, bit for bit")
+
+
+@exercise("5.5", answer="text_loss")
+def check_5_5(text_loss):
+    """Against a loop over single positions; texts shorter than, equal to and longer than the context."""
+    torch.manual_seed(123)
+    model = GPTModel({**TINY_CONFIG, "vocab_size": 30})
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    for num_tokens, context_length in ((2, 12), (9, 12), (13, 12), (14, 12), (31, 12), (25, 4), (5, 1)):
+        ids, total = torch.randint(30, (num_tokens,)).tolist(), 0.0
+        model.eval()
+        for position in range(1, num_tokens):
+            start = (position - 1) // context_length * context_length
+            with torch.no_grad():
+                logits = model(torch.tensor([ids[start:position]]))[0, -1].double()  # (vocab_size)
+            total -= torch.log_softmax(logits, dim=-1)[ids[position]].item()
+        model.train()
+        got = float(text_loss(model, list(ids), context_length))
+        question = "is every token but the first predicted exactly once, at a window's border too, counted equally, and without dropout?"
+        expect_close(total / (num_tokens - 1), got, f"a text of {num_tokens} tokens, {context_length=}", question, atol=1e-4)
+    passed("5.5")
+
+
+@exercise("5.6", answer="load_gpt2")
+def check_5_6(load_gpt2):
+    """Logits of small random GPT-2 models of three sizes against Hugging Face's."""
+    from transformers import GPT2Config, GPT2LMHeadModel  # here, because it takes seconds
+
+    for emb_dim, n_heads, n_layers, context_length, vocab_size in ((8, 2, 1, 10, 40), (24, 6, 3, 7, 31), (12, 3, 2, 16, 50)):
+        sizes = {"n_embd": emb_dim, "n_head": n_heads, "n_layer": n_layers, "n_positions": context_length, "vocab_size": vocab_size}
+        torch.manual_seed(123)
+        theirs = GPT2LMHeadModel(GPT2Config(**sizes)).eval()
+        for parameter in theirs.parameters():
+            nn.init.normal_(parameter, std=0.4)
+        with tempfile.TemporaryDirectory() as folder, without_named_weights():
+            theirs.save_pretrained(Path(folder) / "mini")
+            model, cfg = load_gpt2("mini", folder)
+        where = f"a GPT-2 with {sizes}"
+        expected = {
+            "vocab_size": vocab_size, "context_length": context_length, "emb_dim": emb_dim, "n_heads": n_heads, "n_layers": n_layers,
+            "drop_rate": 0.0, "qkv_bias": True,
+        }  # fmt: skip
+        expect_equal(expected, {key: cfg.get(key) for key in expected}, f"configuration of {where}", "does each size come from the settings?")
+        ids = torch.randint(vocab_size, (2, context_length))  # (2, context_length)
+        with torch.no_grad():
+            question = "are the weights loaded, is the model in eval mode, and has it the same heads and biases?"
+            expect_close(theirs(ids).logits, model(ids), f"logits of {where}", question, atol=1e-3)
+    passed("5.6")
+
+
+@contextlib.contextmanager
+def without_named_weights():
+    """Hide LLM_COURSE_WEIGHTS, which goes before models_dir."""
+    named = os.environ.pop("LLM_COURSE_WEIGHTS", None)
+    try:
+        yield
+    finally:
+        if named is not None:
+            os.environ["LLM_COURSE_WEIGHTS"] = named
 
 
 @exercise("5.7", answer="perplexity")

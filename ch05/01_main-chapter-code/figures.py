@@ -45,23 +45,24 @@ def label(ax, x: float, y: float, text: str, size: float = 10, **kwargs) -> None
 
 def overview() -> plt.Figure:
     """The chapter's parts and the functions that each builds."""
-    fig, ax = canvas(8.6, 2.7)
+    fig, ax = canvas(8.6, 2.3)
     steps = [
         ("Text", "create_split_\nloaders", GRAY, "5.1.3"),
         ("Loss", "calc_loss_batch\ncalc_loss_loader", SKY, "5.1"),
-        ("Training", "evaluate_model\ntrain_model_simple", ORANGE, "5.2"),
-        ("Decoding", "temperature, top-k:\ngenerate", GREEN, "5.3"),
-        ("Saving", "save_checkpoint\nrestore_checkpoint", PURPLE, "5.4"),
+        ("Training", "evaluate_model\ntrain_model_\nsimple", ORANGE, "5.2"),
+        ("Decoding", "temperature,\ntop-k: generate", GREEN, "5.3"),
+        ("Saving", "save_checkpoint\nrestore_check-\npoint", PURPLE, "5.4"),
+        ("Loading", "assign\nload_weights_\ninto_gpt", YELLOW, "5.5"),
     ]
     for i, (name, text, color, section) in enumerate(steps):
-        x = 1 + 17.2 * i
-        box(ax, x, 6.5, 15, 13, "", color)
-        label(ax, x + 7.5, 16.6, name, 12, weight="bold")
-        label(ax, x + 7.5, 10.8, text, 9.5)
-        label(ax, x + 7.5, 4, f"section {section}", 9.5, color="#333333")
+        x = 0.5 + 14.4 * i
+        box(ax, x, 5, 12.8, 12, "", color)
+        label(ax, x + 6.4, 14.6, name, 11, weight="bold")
+        label(ax, x + 6.4, 9.2, text, 8)
+        label(ax, x + 6.4, 3, f"section {section}", 9, color="#333333")
         if i:
-            arrow(ax, (x - 2.1, 13), (x - 0.1, 13))
-    label(ax, 43, 23.6, "From random weights to a model that writes, and a run that can be resumed", 12, weight="bold")
+            arrow(ax, (x - 1.7, 11), (x - 0.1, 11))
+    label(ax, 43, 20.5, "From random weights to a model that writes, and on to weights from others", 12, weight="bold")
     return fig
 
 
@@ -167,7 +168,24 @@ def step() -> plt.Figure:
     return fig
 
 
-FIGURES = {"overview": overview, "loop": loop, "aim": aim, "recipe": recipe, "windows": windows, "step": step}
+def fused() -> plt.Figure:
+    """c_attn cut into three parts; each is turned and becomes the weight of one projection."""
+    fig, ax = canvas(8.6, 3.7)
+    label(ax, 43, 34.5, "One wide matrix of GPT-2 becomes three matrices of ours", 12, weight="bold")
+    names = (("queries", "W_query", SKY), ("keys", "W_key", ORANGE), ("values", "W_value", GREEN))
+    for i, (name, _, color) in enumerate(names):
+        box(ax, 2 + 12 * i, 14, 12, 9, name, color, 10)
+    label(ax, 20, 25.5, "c_attn/w: n_embd rows, 3 * n_embd columns", 10)
+    label(ax, 20, 11, "(inputs, outputs)", 9.5, color="#333333")
+    label(ax, 46, 20.5, "cut into thirds,\nturn each", 10)
+    arrow(ax, (39, 17.5), (53, 17.5))
+    for i, (_, ours, color) in enumerate(names):
+        box(ax, 57, 22.5 - 8.5 * i, 11, 7.5, ours, color, 10)
+        label(ax, 77, 26.2 - 8.5 * i, "(n_embd, n_embd)\n(outputs, inputs)", 9.5, color="#333333")
+    return fig
+
+
+FIGURES = {"overview": overview, "loop": loop, "aim": aim, "recipe": recipe, "windows": windows, "step": step, "fused": fused}
 
 
 def main(argv: list[str] | None = None) -> int:

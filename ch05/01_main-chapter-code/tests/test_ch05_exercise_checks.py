@@ -72,6 +72,23 @@ def one_more_epoch(path, gpt_config, train_loader, val_loader, tokenizer):
         optimizer.step()
     return model
 """,
+    "5.5": """
+def text_loss(model, token_ids, context_length):
+    was_training, losses = model.training, []
+    model.eval()
+    for start in range(0, len(token_ids) - 1, context_length):
+        piece = torch.tensor([token_ids[start : start + context_length + 1]])
+        logits = model(piece[:, :-1]).detach()
+        picked = logits.gather(2, piece[:, 1:, None])[0, :, 0]
+        losses += (logits[0].logsumexp(-1) - picked).tolist()
+    model.train(was_training)
+    return sum(losses) / len(losses)
+""",
+    "5.6": """
+def load_gpt2(model_size, models_dir):
+    model, cfg = load_pretrained_gpt({}, model_size, models_dir)
+    return model, cfg
+""",
     "5.7": """
 def perplexity(logits, targets):
     losses = [logits[b, t].logsumexp(0) - logits[b, t, targets[b, t]] for b in range(len(logits)) for t in range(logits.shape[1])]
@@ -137,6 +154,24 @@ MUTANTS = {
         ("    device =", "    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)\n    device ="),
         ("lr=0.01", "lr=0.001"),
         ("return model", "return state"),
+    ],
+    "5.5": [
+        ("    model.eval()\n", ""),
+        (', reduction="sum"', ""),
+        ("/ len(targets)", "/ len(token_ids)"),
+        ("token_ids[1:]", "token_ids[:-1]"),
+        ("total += ", "total += 0 if len(right) < context_length < len(targets) else "),
+        ("logits = model(window[None])[0]", "logits = model(window[None, :1].expand(1, len(window)))[0]"),
+        (".split(context_length), targets.split(context_length)", ".split(context_length - 1 or 1), targets.split(context_length - 1 or 1)"),
+    ],
+    "5.6": [
+        ("    load_weights_into_gpt(model, params)\n", ""),
+        ("return model.eval(), cfg", "return model.train(), {**cfg, 'drop_rate': 0.1}"),
+        ('"qkv_bias": True', '"qkv_bias": False'),
+        ('settings[theirs] for', 'settings[theirs] if ours != "n_heads" else 2 for'),
+        ('settings[theirs] for', 'settings[theirs] if ours != "context_length" else 1024 for'),
+        ('"drop_rate": 0.0', '"drop_rate": 0.1'),
+        ("return model.eval(), cfg", "return model.eval(), {}"),
     ],
     "5.7": [
         ("logits - logits.max(dim=-1, keepdim=True).values", "logits"),
