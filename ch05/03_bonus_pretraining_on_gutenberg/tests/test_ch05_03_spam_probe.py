@@ -67,8 +67,8 @@ def test_a_folder_is_loaded_and_bad_input_ends_in_one_line(model, tmp_path, caps
     loaded = spam_probe.load_folder(tmp_path / "good")
     ids = torch.randint(0, 50257, (2, 40))
     with torch.no_grad():
-        assert torch.allclose(loaded(ids), model(ids), atol=1e-4)
-        assert not torch.allclose(spam_probe.load_folder(tmp_path / "good", pretrained=False)(ids), model(ids), atol=1e-4)
+        expected, fresh = model(ids), spam_probe.load_folder(tmp_path / "good", pretrained=False)(ids)
+        assert (loaded(ids) - expected).abs().max() < 1e-3 < (fresh - expected).abs().mean()
     (tmp_path / "good" / "model.safetensors").write_bytes(b"not weights")
     for folder in ("absent", "good"):
         with pytest.raises(SystemExit) as stopped:
