@@ -1,4 +1,4 @@
-"""Prompts for the generated corpus: six kinds of text, built from lists of people, places, things, events and topics.
+"""Prompts for the generated corpus: eight kinds of text, built from lists of people, places, things, events and topics.
 
 A small model that is asked the same question twice answers nearly the same. So each document gets a prompt of its own: a kind
 of text, a few random choices, and the first words of the answer, which the model only continues. The choices depend on the
@@ -80,6 +80,25 @@ STORY_STARTS = (
     "When {name} opened the door,|At the end of the street,|Everyone knew that|{name} was late again.|One morning in March,|"
     "The last train had left, and|It was too quiet.|Once,|Under the old tree,|{name} and {other} had been friends for years."
 ).split("|")
+GOODS = (
+    "a new ringtone|a used car|a week at the sea|a phone with a camera|a gym|a language course|a pizza service|a shoe shop|"
+    "a music club|a travel agency|a mobile network|a cinema|a furniture store|a bicycle sale|a free gift|a prize draw|"
+    "a photo studio|a hairdresser|a book fair|a taxi service|a flower shop|a computer repair shop|a bank account|a concert"
+).split("|")
+OFFER_STARTS = (
+    "Special offer!|Call now!|FREE for one week only:|Congratulations! You have won|Dear customer,|Do you want|URGENT:|"
+    "Today only:|Text us now|Win a prize!|Great news!|Last chance:|Half price!|To claim your prize,|Looking for"
+).split("|")
+MESSAGE_STARTS = (
+    "Hi {other}, are you home yet?|{name}: ok, see you at 7|Sorry, I am late again.|Hey {other}! How was your day?|"
+    "Can you call me when you are free?|Happy birthday, {other}!|Where are you now?|{name}: did you get my message?|"
+    "Don't forget the milk please.|I'll be there in 10 minutes.|Good night {other},|What time does it start?|Thanks for last night!"
+).split("|")
+PLANS = (
+    "who want to meet in the evening|about a bus that is late|about shopping for dinner|about a lost phone|about homework|"
+    "about a birthday present|who have not met for months|about a party|about a doctor's appointment|about work tomorrow|"
+    "who quarrel and make up|about a film|about the weather and a trip|about a new job|who plan a surprise"
+).split("|")
 DAYS = "Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday".split("|")
 WEATHER = "Rain all day.|Cold and clear.|So hot today.|Fog this morning.|Wind from the north.|The first snow.|Sunny at last.".split("|")
 LENGTHS = "about 150 words|about 200 words|about 250 words|about 300 words".split("|")
@@ -138,9 +157,25 @@ def diary(pick, name: str, other: str) -> tuple[str, str]:
     return request, f"{pick(DAYS)}. {pick(WEATHER)}"
 
 
+def advertisement(pick, name: str, other: str) -> tuple[str, str]:
+    request = (
+        f"Write a {pick(['short', 'loud', 'friendly', 'pushy'])} advertisement for {pick(GOODS)}, as it would come in a message "
+        f"to a phone. Mention a price, a telephone number and {pick(DAYS)}. Then write two more for {pick(GOODS)} and {pick(GOODS)}."
+    )
+    return request, pick(OFFER_STARTS)
+
+
+def messages(pick, name: str, other: str) -> tuple[str, str]:
+    request = (
+        f"Write ten short text messages between {name}, {pick(PEOPLE)}, and {other}, {pick(PLANS)}. "
+        f"They are informal and {pick(MOODS)}, and one of them mentions {pick(THINGS)}."
+    )
+    return request, pick(MESSAGE_STARTS).format(name=name, other=other)
+
+
 GENRES = {  # kind of text: (function, weight)
     "story": (short_story, 8), "dialogue": (dialogue, 3), "letter": (letter, 3), "explanation": (explanation, 3),
-    "diary": (diary, 2), "recipe": (recipe, 1),
+    "diary": (diary, 2), "messages": (messages, 2), "advertisement": (advertisement, 1), "recipe": (recipe, 1),
 }  # fmt: skip
 
 

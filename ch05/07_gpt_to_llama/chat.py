@@ -117,15 +117,15 @@ def build_parser():
     parser = argparse.ArgumentParser(description="Chat with SmolLM2-135M or Llama 3.2 in the terminal.", allow_abbrev=False)
     parser.add_argument("--size", choices=("135M", "1B", "3B"), default="135M", help="135M: SmolLM2, offline (default)")
     parser.add_argument("--weights", help="folder of Llama 3.2's files, for 1B and 3B")
-    parser.add_argument("--variant", choices=("fast", "plain"), default="fast", help="fused attention or the model to read")
-    parser.add_argument("--cache", choices=("on", "off"), default="on", help="keep keys and values (default: %(default)s)")
+    parser.add_argument("--variant", choices=("fast", "plain"), default="fast", help="plain: the code to read (default: %(default)s)")
+    parser.add_argument("--cache", choices=("on", "off"), default="on", help="keep earlier keys and values (default: %(default)s)")
     parser.add_argument("--compile", action="store_true", help="compile the model with torch.compile first")
     parser.add_argument("--system", help="system message (default: the model's own)")
     parser.add_argument("--prompt", help="answer this once and stop")
-    parser.add_argument("--max_new_tokens", type=int, default=256, help="longest answer (default: %(default)s)")
+    parser.add_argument("--max_new_tokens", type=int, default=256, help="longest answer in tokens (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.3, help="0: always the likeliest token (default: %(default)s)")
-    parser.add_argument("--top_k", type=int, default=40, help="draw among so many tokens (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=123)
+    parser.add_argument("--top_k", type=int, default=40, help="draw among this many likeliest tokens (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=123, help="of the random draws (default: %(default)s)")
     return parser
 
 

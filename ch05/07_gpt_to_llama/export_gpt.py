@@ -1,7 +1,7 @@
 """The GPT you trained, in the formats of others: a Hugging Face folder, or one GGUF file for llama.cpp and its relatives.
 
-    python export_gpt.py --checkpoint runs/first-model/model.pth --format hf --output my-gpt-hf
-    python export_gpt.py --checkpoint runs/first-model/model.pth --format gguf --output my-gpt.gguf
+    python export_gpt.py --checkpoint ../01_main-chapter-code/my-gpt/model.pth --format hf --output my-gpt-hf
+    python export_gpt.py --checkpoint ../01_main-chapter-code/my-gpt/model.pth --format gguf --output my-gpt.gguf
 
 Reads what chapter 5's gpt_train.py saves: model.pth, and config.json beside it.
 """
@@ -159,7 +159,7 @@ def main(argv=None) -> None:
     """Export a checkpoint from the command line."""
     parser = argparse.ArgumentParser(description="Export a trained GPT to Hugging Face's format or to GGUF.", allow_abbrev=False)
     parser.add_argument("--checkpoint", required=True, help="model.pth of gpt_train.py, with config.json beside it")
-    parser.add_argument("--format", choices=("hf", "gguf"), required=True)
+    parser.add_argument("--format", choices=("hf", "gguf"), required=True, help="hf: folder for Hugging Face; gguf: one file for llama.cpp")
     parser.add_argument("--output", required=True, help="folder (hf) or file (gguf) to write")
     args = parser.parse_args(argv)
     try:

@@ -1,6 +1,6 @@
 """The explanatory diagrams of converting-llama2-to-llama3.ipynb, drawn with matplotlib.
 
-    from figures_llama3 import draw_family, draw_head_sharing
+    from figures_llama3 import draw_blocks, draw_family, draw_head_sharing
 """
 
 import matplotlib.pyplot as plt
@@ -57,11 +57,37 @@ def draw_family() -> plt.Figure:
     ]
     for i, (name, context) in enumerate(zip(models, contexts, strict=True)):
         x = 0.7 + 1.7 * i
-        box(ax, x, 1.6, 1.2, 0.6, name, "blue")
+        box(ax, x, 1.6, 1.3, 0.6, name, "blue")
         ax.text(x, 1.08, context, ha="center", fontsize=9)
         if i:
             style = {"arrowstyle": "-|>", "color": COLORS["red"], "linewidth": 1.4, "shrinkA": 0, "shrinkB": 0}
-            ax.annotate("", xy=(x - 0.62, 1.6), xytext=(x - 1.08, 1.6), arrowprops=style)
+            ax.annotate("", xy=(x - 0.67, 1.6), xytext=(x - 1.03, 1.6), arrowprops=style)
             ax.plot([x - 0.85, x - 0.85], [0.9, 1.53], color=COLORS["red"], linewidth=0.8, linestyle=":")
             ax.text(x - 0.85, 0.82, changes[i - 1], ha="center", va="top", fontsize=9, color=COLORS["red"])
+    return fig
+
+
+def draw_blocks() -> plt.Figure:
+    """The transformer blocks of GPT-2, Llama 2 and Llama 3 from bottom to top; green: new against the block to the left."""
+    fig, ax = canvas(6.5, 3.7)
+    blocks = {
+        "GPT-2": ["LayerNorm", "multi-head attention,\ndropout", "LayerNorm", "GELU\nfeed-forward"],
+        "Llama 2": ["RMSNorm", "multi-head attention,\nRoPE", "RMSNorm", "SwiGLU\nfeed-forward"],
+        "Llama 3": ["RMSNorm", "grouped-query\nattention, RoPE", "RMSNorm", "SwiGLU\nfeed-forward"],
+    }
+    heights, style = [0.6, 1.15, 2.15, 2.7], {"arrowstyle": "-|>", "color": "black", "linewidth": 1.1, "shrinkA": 0, "shrinkB": 0}
+    left = None
+    for column, (name, parts) in enumerate(blocks.items()):
+        x = 1.2 + 2.15 * column
+        ax.text(x, 3.52, name, ha="center", fontsize=10.5)
+        ax.plot([x, x], [0.05, 3.3], color="black", linewidth=1.1, zorder=0)
+        ax.annotate("", xy=(x, 3.42), xytext=(x, 3.2), arrowprops=style)
+        for place, (part, y) in enumerate(zip(parts, heights, strict=True)):
+            box(ax, x, y, 1.6, 0.3 if "\n" not in part else 0.42, part, "green" if left and left[place] != part else "gray")
+        for start, plus in ((0.22, 1.62), (1.86, 3.12)):
+            ax.plot([x, x - 0.95, x - 0.95], [start, start, plus], color="black", linewidth=1.1)
+            ax.annotate("", xy=(x - 0.1, plus), xytext=(x - 0.95, plus), arrowprops=style)
+            ax.add_patch(plt.Circle((x, plus), 0.1, facecolor="white", edgecolor="black", linewidth=1))
+            ax.text(x, plus, "+", ha="center", va="center", fontsize=10)
+        left = parts
     return fig

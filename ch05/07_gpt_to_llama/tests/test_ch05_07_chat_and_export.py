@@ -173,6 +173,21 @@ def test_a_gguf_with_gpt2s_vocabulary_carries_the_tokenizer(tmp_path):
         assert tokens[number] == text.replace(" ", "Ġ")
 
 
+def test_llama_cpp_writes_the_same_text_as_hugging_face(tmp_path):
+    """Needs llama.cpp's package xllamacpp, which requirements-extra.txt installs on Linux."""
+    xllamacpp = pytest.importorskip("xllamacpp")
+    save_model(tmp_path, vocab_size=50_257, context_length=64, qkv_bias=True)
+    for kind, name in (("gguf", "gpt.gguf"), ("hf", "hf")):
+        export_gpt.export(tmp_path / "model.pth", kind, tmp_path / name)
+    tokenizer = gpt2_tokenizer()
+    ids = torch.tensor([tokenizer.encode("Nell rang the bell")])
+    expected = GPT2LMHeadModel.from_pretrained(tmp_path / "hf").generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=50_256)
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx, params.n_parallel, params.cpuparams.n_threads = str(tmp_path / "gpt.gguf"), 64, 1, 1
+    answer = xllamacpp.Server(params).handle_completions({"prompt": "Nell rang the bell", "max_tokens": 12, "temperature": 0.0})
+    assert answer["choices"][0]["text"] == tokenizer.decode(expected[0, ids.shape[1] :].tolist())
+
+
 def test_nothing_is_overwritten_and_nothing_partial_stays(tmp_path, monkeypatch, capsys):
     save_model(tmp_path)
     (tmp_path / "taken").mkdir()
