@@ -1,0 +1,135 @@
+"""The stored answers of two models: form, the chapter's test entries, and one of the two visibly better."""
+
+import importlib.util
+import json
+import re
+import sys
+from difflib import SequenceMatcher
+from pathlib import Path
+from statistics import mean
+
+import make_eval_data
+import pytest
+import torch
+from gguf_reader import SmolLM2Tokenizer, find_smollm2, read_gguf
+
+FOLDER = Path(make_eval_data.__file__).parent
+MAIN = FOLDER.parent / "01_main-chapter-code"
+KEYS = ["instruction", "input", "output", "model 1 response", "model 2 response"]
+
+
+@pytest.fixture(scope="module")
+def entries():
+    return json.loads((FOLDER / "eval-example-data.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def data():
+    return json.loads((MAIN / "instruction-data.json").read_text(encoding="utf-8"))
+
+
+def faults(entries, data):
+    """What is wrong with the stored answers, as a list of lines."""
+    found = [] if len(entries) == 100 else [f"{len(entries)} entries instead of 100"]
+    trained = {(entry["instruction"], entry["input"]) for entry in data[:935]}
+    for number, (entry, expected) in enumerate(zip(entries, data[935:], strict=False)):
+        if list(entry) != KEYS:
+            found.append(f"{number}: fields {list(entry)}")
+        elif {key: entry[key] for key in KEYS[:3]} != expected:
+            found.append(f"{number}: not test entry {number}")
+        elif not all(isinstance(entry[key], str) and entry[key].strip() for key in (KEYS[0], *KEYS[2:])):
+            found.append(f"{number}: an empty text")
+        elif (entry["instruction"], entry["input"]) in trained:
+            found.append(f"{number}: is a training entry")
+        elif any("<|" in entry[key] for key in KEYS):
+            found.append(f"{number}: a control token")
+    return found
+
+
+def likeness(entries, key):
+    """Mean likeness (0 to 1) of the answers to the outputs, by the longest common blocks of words."""
+    words = lambda text: re.findall(r"\w+", text.lower())  # noqa: E731
+    return mean(SequenceMatcher(None, words(entry[key]), words(entry["output"]), autojunk=False).ratio() for entry in entries)
+
+
+def exact_answers(entries, key):
+    """How many of the answers that a program can verify are right, by the chapter's verifiers."""
+    sys.path.insert(0, str(MAIN))
+    try:
+        spec = importlib.util.spec_from_file_location("instruction_data_checks", MAIN / "instruction_data_checks.py")
+        checks = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(checks)
+        families = json.loads((MAIN / "instruction-data-families.json").read_text(encoding="utf-8"))
+        data = json.loads((MAIN / "instruction-data.json").read_text(encoding="utf-8"))
+        table = checks.score([entry[key] for entry in entries], data, families, start=935)
+    finally:
+        sys.path.remove(str(MAIN))
+    return sum(right for right, _ in table.values()), sum(total for _, total in table.values())
+
+
+def test_the_entries_are_the_first_hundred_test_entries_with_two_answers(entries, data):
+    assert faults(entries, data) == []
+
+
+def test_planted_faults_are_named(entries, data):
+    changes = {
+        "99 entries": lambda e: e.pop(),
+        "empty text": lambda e: e[3].update({"model 2 response": " "}),
+        "not test entry 5": lambda e: e[5].update({"output": "something else"}),
+        "fields": lambda e: e[7].pop("model 1 response"),
+        "control token": lambda e: e[9].update({"model 1 response": "<|im_end|>"}),
+    }
+    for message, change in changes.items():
+        planted = json.loads(json.dumps(entries))
+        change(planted)
+        assert any(message in fault for fault in faults(planted, data)), message
+    trained = json.loads(json.dumps(data))
+    trained[12] = trained[940]
+    assert faults(entries, trained) == ["5: is a training entry"]
+
+
+def finished(answer):
+    """Tell whether an answer ends with a sentence."""
+    return answer.rstrip("\"'”").endswith((".", "!", "?"))
+
+
+def test_model_1_answers_in_visibly_better_form(entries):
+    stronger, weaker = (likeness(entries, f"model {number} response") for number in (1, 2))
+    assert stronger > weaker + 0.15
+    done = [sum(finished(entry[f"model {number} response"]) for entry in entries) for number in (1, 2)]
+    assert done[0] > done[1] + 30
+
+
+def test_the_cards_figures_are_those_of_the_file(entries):
+    card = (FOLDER / "README.md").read_text(encoding="utf-8")
+    for number in (1, 2):
+        key = f"model {number} response"
+        right, verifiable = exact_answers(entries, key)
+        words = mean(len(entry[key].split()) for entry in entries)
+        done = sum(finished(entry[key]) for entry in entries)
+        assert f"| model {number} | {words:.1f} | {done} | {likeness(entries, key):.2f} | {right} of {verifiable} |" in card
+
+
+def test_only_answers_are_learned_and_the_end_token_is_one_of_them():
+    tokenizer = SmolLM2Tokenizer(read_gguf(find_smollm2())[0])
+    entry = {"instruction": "Name a color.", "input": "", "output": "Blue is a color."}
+    inputs, targets = make_eval_data.encode(entry, tokenizer)
+    learned = [number for number in targets if number != make_eval_data.IGNORE]
+    assert tokenizer.decode(learned) == "Blue is a color.<|im_end|>" and len(inputs) == len(targets)
+    assert inputs[len(inputs) - len(learned) + 1 :] == learned[:-1]
+
+
+def test_batches_hold_every_entry_once():
+    tokenizer = SmolLM2Tokenizer(read_gguf(find_smollm2())[0])
+    entries = [{"instruction": f"Count to {number}.", "input": "", "output": "one " * number} for number in range(1, 12)]
+    batches = list(make_eval_data.make_batches(entries, tokenizer, 4, torch.Generator().manual_seed(1)))
+    assert [len(inputs) for inputs, _ in batches].count(4) == 2 and sum(len(inputs) for inputs, _ in batches) == 11
+    learned = sorted(int((row != make_eval_data.IGNORE).sum()) for _, targets in batches for row in targets)
+    assert learned == sorted(len(tokenizer.encode("one " * number)) + 1 for number in range(1, 12))
+
+
+@pytest.mark.parametrize("arguments", [["--epochs", "0"], ["--limit", "0"], ["--lr", "-1"]])
+def test_bad_settings_end_in_one_line(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        make_eval_data.main(arguments)
+    assert stop.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
