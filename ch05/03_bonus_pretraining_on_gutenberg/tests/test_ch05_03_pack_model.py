@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.slow  # they share a training run of seconds
+
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):

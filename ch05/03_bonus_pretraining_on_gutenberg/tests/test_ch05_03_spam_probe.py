@@ -46,6 +46,7 @@ def test_features_and_last_block_make_the_whole_model_and_padding_changes_nothin
     assert torch.allclose(last.head(whole[0, -1]), logits[1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_probe_learns_and_leaves_the_model_as_it_was(model):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     scores = spam_probe.probe(model, seed=3, epochs=1)
@@ -53,6 +54,7 @@ def test_a_probe_learns_and_leaves_the_model_as_it_was(model):
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_useless_features_stay_at_chance(model):
     blind = FastGPT(SMALL).eval()
     blind.load_state_dict(model.state_dict())

@@ -147,6 +147,7 @@ def test_ctrl_c_saves_and_nothing_is_lost(train, tmp_path, monkeypatch):
     assert same(whole, train("stopped", "--max_steps", "20", "--resume"))
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_resumed_bit_for_bit(tmp_path):
     (tmp_path / "books").mkdir()
     words = np.random.default_rng(1).choice("the sea was calm and a boat came in late with fish".split(), 3000)
@@ -189,6 +190,7 @@ def test_losses_of_unequal_batches_are_weighted_by_tokens(tmp_path):
     assert losses[0]["val_loss"] == pytest.approx((24 * losses[0]["val_a_loss"] + 93 * losses[0]["val_b_loss"]) / 117)
 
 
+@pytest.mark.slow
 def test_gradients_of_two_processes_equal_those_of_one_on_the_joined_batch(tmp_path):
     cfg, shard = {**TINY, "drop_rate": 0.0}, make_shards(tmp_path / "data") / "t0.bin"
     with socket.socket() as free:

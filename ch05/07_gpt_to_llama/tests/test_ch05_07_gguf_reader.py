@@ -55,6 +55,7 @@ def write_gguf(path, tensors, architecture="llama"):
     writer.close()
 
 
+@pytest.mark.slow
 def test_every_tensor_equals_the_gguf_packages_dequantization(smollm2):
     _, tensors = smollm2
     reader = gguf.GGUFReader(find_smollm2())
@@ -64,6 +65,7 @@ def test_every_tensor_equals_the_gguf_packages_dequantization(smollm2):
         assert torch.equal(tensors[tensor.name], expected), tensor.name
 
 
+@pytest.mark.slow
 def test_metadata_equals_the_gguf_packages(smollm2):
     metadata, _ = smollm2
     for key, field in gguf.GGUFReader(find_smollm2()).fields.items():

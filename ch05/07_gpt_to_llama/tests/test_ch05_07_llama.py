@@ -47,6 +47,7 @@ def test_logits_equal_hugging_faces_up_to_the_last_position(model_class, changes
     assert torch.allclose(model(ids), reference(ids).logits, atol=1e-5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_smollm2_equals_hugging_face_from_the_same_file():
     model, tokenizer = llama.load_smollm2()

@@ -191,6 +191,7 @@ def two_short_blocks(count, *, fill=1.0):
         torch.full((half_of(count) * 2,), fill)
 
 
+@pytest.mark.slow
 def test_a_block_that_lives_for_a_moment_is_seen_and_helpers_of_this_file_travel_along():
     assert 0.23 < memory_usage_in_gb(two_short_blocks, SIZE, fill=2.0) < 0.3
 
@@ -269,6 +270,7 @@ def test_the_answers_of_the_exercises_are_right(name, low, high, middle, origina
     assert torch.allclose(route(tmp_path).out_head.weight.float(), original.out_head.weight, rtol=0.01)
 
 
+@pytest.mark.slow
 # ---- command line ---------------------------------------------------------------------------------------------------
 
 def test_the_command_prints_a_table(monkeypatch, capsys):

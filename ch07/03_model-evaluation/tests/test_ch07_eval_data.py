@@ -1,9 +1,7 @@
 """The stored answers of two models: form, the chapter's test entries, and one of the two visibly better."""
 
-import importlib.util
 import json
 import re
-import sys
 from difflib import SequenceMatcher
 from pathlib import Path
 from statistics import mean
@@ -12,6 +10,7 @@ import make_eval_data
 import pytest
 import torch
 from gguf_reader import SmolLM2Tokenizer, find_smollm2, read_gguf
+from instruction_data_checks import score
 
 FOLDER = Path(make_eval_data.__file__).parent
 MAIN = FOLDER.parent / "01_main-chapter-code"
@@ -54,16 +53,9 @@ def likeness(entries, key):
 
 def exact_answers(entries, key):
     """How many of the answers that a program can verify are right, by the chapter's verifiers."""
-    sys.path.insert(0, str(MAIN))
-    try:
-        spec = importlib.util.spec_from_file_location("instruction_data_checks", MAIN / "instruction_data_checks.py")
-        checks = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(checks)
-        families = json.loads((MAIN / "instruction-data-families.json").read_text(encoding="utf-8"))
-        data = json.loads((MAIN / "instruction-data.json").read_text(encoding="utf-8"))
-        table = checks.score([entry[key] for entry in entries], data, families, start=935)
-    finally:
-        sys.path.remove(str(MAIN))
+    families = json.loads((MAIN / "instruction-data-families.json").read_text(encoding="utf-8"))
+    data = json.loads((MAIN / "instruction-data.json").read_text(encoding="utf-8"))
+    table = score([entry[key] for entry in entries], data, families, start=935)
     return sum(right for right, _ in table.values()), sum(total for _, total in table.values())
 
 

@@ -1,0 +1,212 @@
+# Generated from ch07/01_main-chapter-code/instruction_data_checks.py by `make copies`; do not edit.
+"""Score answers exactly: 460 of the 1,100 entries of `instruction-data.json` have answers that a program can verify.
+
+`verify(check, answer)` works out the answer itself (unit factors, Python's calendar, exact arithmetic, tables of elements
+and capitals) and accepts any wording around it; a wrong number, an extra item, or two candidates fail. The checks stand
+in `instruction-data-families.json`, entry by entry in the order of the data. Standard library only.
+
+Verify the data:      python instruction_data_checks.py
+Score some answers:   python instruction_data_checks.py --answers instruction-data-with-response.json --key model_response
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from instruction_data_facts import verify_capital, verify_compound, verify_date, verify_element, verify_pos
+from instruction_data_verifiers import (
+    verify_arithmetic,
+    verify_convert,
+    verify_count,
+    verify_pick,
+    verify_sort,
+    verify_spelling,
+    verify_string,
+)
+
+FOLDER = Path(__file__).resolve().parent
+DATA_FILE = FOLDER / "instruction-data.json"
+FAMILIES_FILE = FOLDER / "instruction-data-families.json"
+FIELDS = ("instruction", "input", "output")
+LONGEST = 60  # words: whoever says more than that is guessing or wandering
+SPLITS = {"train": 935, "test": 110, "val": 55}  # by position, in this order
+
+VERIFIERS = {
+    "convert": verify_convert,
+    "arithmetic": verify_arithmetic,
+    "count": verify_count,
+    "sort": verify_sort,
+    "pick": verify_pick,
+    "string": verify_string,
+    "date": verify_date,
+    "spelling": verify_spelling,
+    "pos": verify_pos,
+    "element": verify_element,
+    "compound": verify_compound,
+    "capital": verify_capital,
+}
+
+
+def verify(check: dict, answer: str | None, question: str = "") -> bool:
+    """True if the answer is right. With the question's text, numbers it gives may be repeated, and an echo of it fails.
+
+    No answer, and more than 60 words, are never right: every answer in the data has fewer than 30.
+    Raises ValueError or KeyError if the check itself makes no sense (an unknown kind, a unit or country not in the tables).
+    """
+    verifier = VERIFIERS[check["kind"]]
+    if not isinstance(answer, str) or not 0 < len(answer.split()) <= LONGEST or is_echo(answer, question):
+        return False
+    return verifier(check, answer.strip(), question)
+
+
+def is_echo(answer: str, question: str) -> bool:
+    """True if the answer is made of the question's words in the question's order: the whole of it, or a part of five words."""
+    said, asked = ([word.strip(".,;:!?\"'()") for word in text.split()] for text in (answer, question))
+    joined = f" {' '.join(asked)} "
+    return bool(said) and f" {' '.join(said)} " in joined and (said == asked or len(said) >= 5)
+
+
+def question_of(entry: dict) -> str:
+    """Instruction and input in one text."""
+    return f"{entry['instruction']}\n{entry['input']}".strip()
+
+
+# ---- files ----
+
+
+def read_list(path: str | Path) -> list[dict]:
+    """Read a JSON list of objects; anything else is a ValueError of one line."""
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:  # broken JSON, or bytes that are not UTF-8
+        raise ValueError(f"{path} is not a JSON file in UTF-8: {error}") from None
+    if not isinstance(data, list) or not all(isinstance(entry, dict) for entry in data):
+        raise ValueError(f"{path} is not a JSON list of objects")
+    return data
+
+
+def load_data(path: str | Path = DATA_FILE) -> list[dict[str, str]]:
+    """Read the entries; ValueError names the first one without the three text fields."""
+    data = read_list(path)
+    for number, entry in enumerate(data):
+        for field in FIELDS:
+            if not isinstance(entry.get(field), str):
+                raise ValueError(f"{path}: entry {number} has no text field '{field}'")
+    return data
+
+
+def load_families(path: str | Path = FAMILIES_FILE) -> list[dict]:
+    """Read [{"family": name, "check": dict or None}] in the order of the data; ValueError names the first broken entry."""
+    families = read_list(path)
+    for number, entry in enumerate(families):
+        check = entry.get("check")
+        if not isinstance(entry.get("family"), str) or "check" not in entry:
+            raise ValueError(f"{path}: entry {number} needs the fields 'family' and 'check'")
+        if check is not None and (not isinstance(check, dict) or check.get("kind") not in VERIFIERS):
+            raise ValueError(f"{path}: entry {number} has a check of an unknown kind")
+    return families
+
+
+def split(data: list) -> tuple[list, list, list]:
+    """Cut a list of 1,100 into train (935), test (110) and validation (55), by position in this order."""
+    if len(data) != sum(SPLITS.values()):
+        raise ValueError(f"{len(data)} entries; the splits need {sum(SPLITS.values())}")
+    train, test = SPLITS["train"], SPLITS["train"] + SPLITS["test"]
+    return data[:train], data[train:test], data[test:]
+
+
+# ---- scores ----
+
+
+def score(answers: list, data: list[dict], families: list[dict], start: int = 0) -> dict[str, tuple[int, int]]:
+    """Count right answers: {family: (right, verifiable)} over the entries start, start + 1, ... that the answers belong to.
+
+    For the answers to the test split, start is 935. None and "" count as wrong; entries without a check are left out.
+    """
+    if start < 0 or start + len(answers) > len(data) or len(data) != len(families):
+        raise ValueError(f"{len(answers)} answers from entry {start} on do not fit {len(data)} entries and {len(families)} families")
+    table = {}
+    for answer, entry, row in zip(answers, data[start:], families[start:]):
+        if row["check"] is not None:
+            right, total = table.get(row["family"], (0, 0))
+            table[row["family"]] = (right + verify(row["check"], answer, question_of(entry)), total + 1)
+    return table
+
+
+def matched(answered: list[dict], key: str, data: list[dict], path: str) -> list[int]:
+    """Return the position in the data of each answered entry; ValueError names the first without an answer or a place."""
+    places = {(entry["instruction"], entry["input"]): number for number, entry in enumerate(data)}
+    found = []
+    for number, entry in enumerate(answered):
+        if key not in entry:
+            raise ValueError(f"{path}: entry {number} has no field '{key}'")
+        place = places.get((entry.get("instruction"), entry.get("input")))
+        if place is None:
+            raise ValueError(f"{path}: entry {number} is not in the instruction data")
+        found.append(place)
+    return found
+
+
+def wrong_entries(data: list[dict], families: list[dict]) -> list[str]:
+    """One line for each entry whose own output its verifier does not accept."""
+    lines = []
+    for number, (entry, row) in enumerate(zip(data, families)):
+        if row["check"] is not None and not verify(row["check"], entry["output"], question_of(entry)):
+            lines.append(f"entry {number} ({row['family']}): {entry['output']!r} fails {row['check']}")
+    return lines
+
+
+def summary(data: list[dict], families: list[dict]) -> list[tuple]:
+    """Rows (family, entries, verifiable, train, test, val), verifiable families first."""
+    rows = {}
+    for place, part in enumerate(split(families)):
+        for row in part:
+            counts = rows.setdefault(row["family"], [0] * 5)
+            counts[0] += 1
+            counts[1] += row["check"] is not None
+            counts[2 + place] += 1
+    return sorted(((family, *counts) for family, counts in rows.items()), key=lambda row: (row[2] == 0, row[0]))
+
+
+def print_table(header: tuple, rows: list[tuple]) -> None:
+    """Print rows with a total, the first column left, numbers right."""
+    total = ("total", *(sum(column) for column in list(zip(*rows))[1:]))
+    for row in [header, *rows, total]:
+        print(f"{row[0]:<20}" + "".join(f"{cell:>11}" for cell in row[1:]))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; see the top of the file. Returns 1 if an entry of the data fails its own check."""
+    parser = argparse.ArgumentParser(description="Verify the instruction data, or score answers to it.", allow_abbrev=False)
+    parser.add_argument("--data", default=str(DATA_FILE), help="instruction data (default: %(default)s)")
+    parser.add_argument("--families", default=str(FAMILIES_FILE), help="families and checks (default: %(default)s)")
+    parser.add_argument("--answers", help="JSON list of entries with answers, for example instruction-data-with-response.json")
+    parser.add_argument("--key", default="model_response", help="field of the answers (default: %(default)s)")
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")
+    args = parser.parse_args(argv)
+    try:
+        data, families = load_data(args.data), load_families(args.families)
+        split(data), split(families)
+        if args.answers:
+            answered = read_list(args.answers)
+            places = matched(answered, args.key, data, args.answers)
+            picked, rows = [data[place] for place in places], [families[place] for place in places]
+            table = score([entry[args.key] for entry in answered], picked, rows)
+            if not table:
+                raise ValueError(f"{args.answers}: no entry can be verified")
+    except ValueError as error:
+        parser.error(str(error))
+    if args.answers:
+        print_table(("family", "right", "of"), [(family, *counts) for family, counts in sorted(table.items())])
+        return 0
+    print_table(("family", "entries", "verified", "train", "test", "val"), summary(data, families))
+    wrong = wrong_entries(data, families)
+    print("\n".join([*wrong, f"{len(wrong)} entries fail"]) if wrong else "every verifiable output is right")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
