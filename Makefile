@@ -47,6 +47,7 @@ check: $(STAMP)  ## check the environment; every failure says how to fix it
 run: $(STAMP)  ## pretrain a GPT on the course's story on this machine, then let it write
 	$(PY) ch05/01_main-chapter-code/gpt_train.py --output_dir "$(RUN_DIR)" --overwrite --max_minutes $(RUN_MINUTES)
 	$(PY) ch05/01_main-chapter-code/gpt_generate.py --weights "$(RUN_DIR)/model.pth" --prompt "$(PROMPT)" --temperature 0.7 --top_k 20
+	$(PY) ch05/01_main-chapter-code/gpt_generate.py --prompt "Once upon a time" --temperature 0.8 --top_k 40
 
 lab: $(STAMP)  ## open the course in JupyterLab
 	$(PY) -m jupyterlab
