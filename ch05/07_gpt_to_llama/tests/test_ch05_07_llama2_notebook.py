@@ -1,6 +1,5 @@
 """What converting-gpt-to-llama2.ipynb defines, against Hugging Face's Llama, PyTorch's own layers, and llama.py."""
 
-
 import llama
 import pytest
 import torch
