@@ -1,4 +1,4 @@
-"""Write a trained GPT as Hugging Face's GPT-2: `config.json` and `model.safetensors` in float16.
+"""Write a trained GPT as Hugging Face's GPT-2: `config.json` and `model.safetensors`.
 
 The folder loads with `transformers.GPT2LMHeadModel.from_pretrained(folder)`. GPT-2 stores its linear layers as (in, out), the
 transpose of PyTorch's, and the three attention projections side by side as one tensor, `c_attn`.
@@ -14,14 +14,15 @@ from safetensors.torch import save_file
 END_OF_TEXT = 50256
 
 
-def hugging_face_config(cfg: dict) -> dict:
+def hugging_face_config(cfg: dict, dtype: torch.dtype) -> dict:
     """Return the contents of config.json for a model configuration with the keys of this course and `tied`."""
     return {
         "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
         "vocab_size": cfg["vocab_size"], "n_positions": cfg["context_length"], "n_ctx": cfg["context_length"],
         "n_embd": cfg["emb_dim"], "n_head": cfg["n_heads"], "n_layer": cfg["n_layers"], "n_inner": None,
         "attn_pdrop": cfg["drop_rate"], "embd_pdrop": cfg["drop_rate"], "resid_pdrop": cfg["drop_rate"],
-        "bos_token_id": END_OF_TEXT, "eos_token_id": END_OF_TEXT, "tie_word_embeddings": cfg["tied"], "torch_dtype": "float16",
+        "bos_token_id": END_OF_TEXT, "eos_token_id": END_OF_TEXT, "tie_word_embeddings": cfg["tied"],
+        "torch_dtype": str(dtype).removeprefix("torch."),
     }  # fmt: skip
 
 
@@ -51,21 +52,21 @@ def hugging_face_weights(state_dict: dict, cfg: dict) -> dict[str, torch.Tensor]
     return found
 
 
-def export_gpt2(state_dict: dict, cfg: dict, folder: str | Path) -> Path:
-    """Write config.json and model.safetensors (float16) into a folder and return the path of the weights.
+def export_gpt2(state_dict: dict, cfg: dict, folder: str | Path, dtype: torch.dtype = torch.float16) -> Path:
+    """Write config.json and model.safetensors into a folder and return the path of the weights.
 
-    ValueError if a weight does not fit float16, which ends at 65,504.
+    ValueError if a weight does not fit the number type; float16 ends at 65,504.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {}
     for name, tensor in hugging_face_weights(state_dict, cfg).items():
-        tensor = tensor.detach().to("cpu", torch.float16).contiguous().clone()
+        tensor = tensor.detach().to("cpu", dtype).contiguous().clone()
         if not torch.isfinite(tensor).all():
-            raise ValueError(f"{name} holds numbers that float16 cannot: not exported")
+            raise ValueError(f"{name} holds numbers that {str(dtype).removeprefix('torch.')} cannot: not exported")
         weights[name] = tensor
     temporary = folder / "model.safetensors.tmp"
     save_file(weights, temporary, metadata={"format": "pt"})
     os.replace(temporary, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(hugging_face_config(cfg), indent=2) + "\n", encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(hugging_face_config(cfg, dtype), indent=2) + "\n", encoding="utf-8")
     return folder / "model.safetensors"

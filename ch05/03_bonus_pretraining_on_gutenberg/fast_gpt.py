@@ -1,4 +1,4 @@
-"""The GPT of chapter 4 made ready for long training: fused attention and norms, a tied head, GPT-2's starting weights.
+"""The GPT of chapter 4 made ready for long training: fused attention, norms and loss, a tied head, GPT-2's starting weights.
 
 Same parameters, same names and same results as `GPTModel`; the arithmetic runs in fewer, larger steps. `SIZES` holds what
 pretraining_simple.py can train.
@@ -44,8 +44,58 @@ class FusedLayerNorm(LayerNorm):
         return F.layer_norm(x, self.scale.shape, self.scale, self.shift, self.eps)
 
 
+class HeadLoss(torch.autograd.Function):
+    """Output head and cross-entropy in one, over a few rows at a time; use it through `head_loss`.
+
+    The logits of a batch are its largest tensor by far, 0.8 GB for 4,096 tokens, and the usual way writes and reads it several
+    times. Here each piece of ROWS rows stays in the processor's cache until its loss and its gradients are taken, then it goes.
+    The gradients are computed on the way forward, because afterwards nothing is left to compute them from.
+    """
+
+    ROWS = 128
+
+    @staticmethod
+    def forward(ctx, x, weight, targets, with_gradients):
+        """x (n, emb_dim), weight (vocab_size, emb_dim), targets (n) -> the mean loss."""
+        n, total = len(targets), x.new_zeros(())
+        x_grad, weight_grad = (torch.empty_like(x), torch.zeros_like(weight)) if with_gradients else (None, None)
+        for start in range(0, n, HeadLoss.ROWS):
+            rows = slice(start, start + HeadLoss.ROWS)
+            right = targets[rows, None]  # (rows, 1)
+            logits = x[rows] @ weight.T  # (rows, vocab_size)
+            logits -= logits.amax(dim=1, keepdim=True)
+            of_right = logits.gather(1, right)  # (rows, 1)
+            sums = logits.exp_().sum(dim=1, keepdim=True)  # (rows, 1)
+            total += (sums.log() - of_right).sum()
+            if with_gradients:  # of the mean loss for the logits: (softmax - 1 at the right token) / n
+                logits /= sums * n
+                logits.scatter_add_(1, right, torch.full_like(of_right, -1 / n))
+                x_grad[rows] = logits @ weight
+                weight_grad.addmm_(logits.T, x[rows])
+        ctx.save_for_backward(x_grad, weight_grad)
+        return total / n
+
+    @staticmethod
+    def backward(ctx, grad):
+        x_grad, weight_grad = ctx.saved_tensors
+        return grad * x_grad, grad * weight_grad, None, None
+
+
+def head_loss(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the mean cross-entropy of the logits x @ weight.T, without keeping them where that is faster (float32 on a CPU).
+
+    x: (b, num_tokens, emb_dim), weight (vocab_size, emb_dim), targets (b, num_tokens).
+    """
+    x, targets = x.flatten(0, 1), targets.flatten()
+    if x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+        return HeadLoss.apply(x, weight, targets, torch.is_grad_enabled())
+    return F.cross_entropy(F.linear(x, weight).float(), targets)
+
+
 class FastGPT(GPTModel):
     """Token ids (b, num_tokens) -> logits (b, num_tokens, vocab_size); cfg as for GPTModel, and `tied`.
+
+    Called with targets (b, num_tokens) too, it returns the mean cross-entropy instead.
 
     Tied: the output head is the token embedding itself. Raises ValueError like GPTModel; on a GPU it does not look at the
     ids, because asking for their largest value makes the GPU wait.
@@ -75,12 +125,15 @@ class FastGPT(GPTModel):
                 ends_shortcut = name.endswith(("out_proj.weight", "layers.2.weight"))
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * n_layers) if ends_shortcut else 0.02)
 
-    def forward(self, in_idx: torch.Tensor) -> torch.Tensor:
+    def forward(self, in_idx: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
         if in_idx.device.type == "cpu":
             check_token_ids(in_idx, self.tok_emb.num_embeddings, self.pos_emb.num_embeddings)
         x = self.tok_emb(in_idx) + self.pos_emb.weight[: in_idx.shape[1]]  # (b, num_tokens, emb_dim)
         x = self.trf_blocks(self.drop_emb(x))  # (b, num_tokens, emb_dim)
-        return self.out_head(self.final_norm(x))  # (b, num_tokens, vocab_size)
+        x = self.final_norm(x)  # (b, num_tokens, emb_dim)
+        if targets is not None:
+            return head_loss(x, self.out_head.weight, targets)
+        return self.out_head(x)  # (b, num_tokens, vocab_size)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -185,6 +185,12 @@ def temperature_value(text: str) -> float:
     return value
 
 
+def config_of(settings: dict) -> dict:
+    """Return what the published settings of a GPT-2 fix of a GPTModel's configuration: the sizes, and biases in the projections."""
+    ours = {"n_vocab": "vocab_size", "n_ctx": "context_length", "n_embd": "emb_dim", "n_head": "n_heads", "n_layer": "n_layers"}
+    return {**{ours[key]: value for key, value in settings.items()}, "qkv_bias": True}
+
+
 def load_pretrained_gpt(
     gpt_config: dict, model_size: str, models_dir: str | Path = MODELS_DIR, offline: bool = False
 ) -> tuple[GPTModel, dict]:
@@ -193,8 +199,7 @@ def load_pretrained_gpt(
     What `gpt_config` leaves out is taken from the weights; ValueError, naming the keys, where it contradicts them.
     """
     settings, params = download_and_load_gpt2(model_size, models_dir, offline=offline)
-    ours = {"n_vocab": "vocab_size", "n_ctx": "context_length", "n_embd": "emb_dim", "n_head": "n_heads", "n_layer": "n_layers"}
-    fixed = {**{ours[key]: value for key, value in settings.items()}, "qkv_bias": True}
+    fixed = config_of(settings)
     differing = [f"{key} is {value} there, {gpt_config[key]} here" for key, value in fixed.items() if gpt_config.get(key, value) != value]
     if differing:
         raise ValueError(f"the weights of {model_size} do not match the configuration: {'; '.join(differing)}")

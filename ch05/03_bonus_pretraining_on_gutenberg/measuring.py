@@ -10,9 +10,8 @@ from torch import nn
 
 
 def batch_loss(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return the mean cross-entropy of a batch of ids (b, num_tokens)."""
-    logits = model(inputs.to(device, non_blocking=True))  # (b, num_tokens, vocab_size)
-    return nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.to(device, non_blocking=True).flatten())
+    """Return the mean cross-entropy of a batch of ids (b, num_tokens); model: FastGPT, wrapped or not."""
+    return model(inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True))
 
 
 @torch.no_grad()

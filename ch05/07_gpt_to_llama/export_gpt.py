@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from export_gpt2 import export_gpt2, hugging_face_weights
 
 CONFIG_KEYS = ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers")
 
@@ -40,52 +41,14 @@ def read_checkpoint(path) -> tuple[dict, dict]:
     return config, state
 
 
-def to_gpt2_names(config: dict, state: dict) -> dict:
-    """The state dict under Hugging Face's GPT-2 names.
-
-    GPT-2 stores a linear layer as (inputs, outputs), so each matrix is transposed; query, key and value are one matrix
-    c_attn, side by side; a model without query biases gets zeros, which compute the same.
-    """
-    emb_dim = config["emb_dim"]
-    out = {"wte.weight": state["tok_emb.weight"], "wpe.weight": state["pos_emb.weight"]}
-    for layer in range(config["n_layers"]):
-        ours, theirs = f"trf_blocks.{layer}.", f"h.{layer}."
-        parts = [f"{ours}att.W_{part}" for part in ("query", "key", "value")]
-        out[f"{theirs}attn.c_attn.weight"] = torch.cat([state[f"{part}.weight"] for part in parts]).T  # (emb_dim, 3 * emb_dim)
-        biases = [state.get(f"{part}.bias", torch.zeros(emb_dim)) for part in parts]
-        out[f"{theirs}attn.c_attn.bias"] = torch.cat(biases)  # (3 * emb_dim)
-        for name, source in (("attn.c_proj", "att.out_proj"), ("mlp.c_fc", "ff.layers.0"), ("mlp.c_proj", "ff.layers.2")):
-            out[f"{theirs}{name}.weight"] = state[f"{ours}{source}.weight"].T
-            out[f"{theirs}{name}.bias"] = state[f"{ours}{source}.bias"]
-        for name, source in (("ln_1", "norm1"), ("ln_2", "norm2")):
-            out[f"{theirs}{name}.weight"], out[f"{theirs}{name}.bias"] = state[f"{ours}{source}.scale"], state[f"{ours}{source}.shift"]
-    out["ln_f.weight"], out["ln_f.bias"] = state["final_norm.scale"], state["final_norm.shift"]
-    out["lm_head.weight"] = state["out_head.weight"]
-    return {name: tensor.contiguous() for name, tensor in out.items()}
-
-
 def is_tied(state: dict) -> bool:
     """True if the output head holds the same numbers as the token embedding."""
     return torch.equal(state["tok_emb.weight"], state["out_head.weight"])
 
 
 def write_hf(config: dict, state: dict, folder: Path) -> None:
-    """config.json and model.safetensors that `GPT2LMHeadModel.from_pretrained(folder)` loads."""
-    from safetensors.torch import save_file
-
-    tied = is_tied(state)
-    settings = {
-        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": config["vocab_size"],
-        "n_positions": config["context_length"], "n_ctx": config["context_length"], "n_embd": config["emb_dim"],
-        "n_layer": config["n_layers"], "n_head": config["n_heads"], "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
-        "tie_word_embeddings": tied, "bos_token_id": 50256, "eos_token_id": 50256, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0,
-    }
-    named = {name if name == "lm_head.weight" else f"transformer.{name}": t for name, t in to_gpt2_names(config, state).items()}
-    if tied:
-        del named["lm_head.weight"]  # one tensor, stored once
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    save_file(named, folder / "model.safetensors", metadata={"format": "pt"})
+    """config.json and model.safetensors, in float32, that `GPT2LMHeadModel.from_pretrained(folder)` loads."""
+    export_gpt2(state, {**config, "drop_rate": 0.0, "tied": is_tied(state)}, folder, torch.float32)
 
 
 def write_gguf(config: dict, state: dict, path: Path) -> None:
@@ -107,8 +70,8 @@ def write_gguf(config: dict, state: dict, path: Path) -> None:
         "ln_1": "attn_norm", "ln_2": "ffn_norm",
     }
     top = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm", "lm_head": "output"}
-    for name, tensor in to_gpt2_names(config, state).items():
-        module, kind = name.rsplit(".", 1)
+    for name, tensor in hugging_face_weights(state, {**config, "tied": False}).items():
+        module, kind = name.removeprefix("transformer.").rsplit(".", 1)
         if module.startswith("h."):
             _, layer, part = module.split(".", 2)
             tensor = tensor.T if tensor.dim() == 2 else tensor  # back to (outputs, inputs), which llama.cpp multiplies with

@@ -1,18 +1,8 @@
 """Diagrams of standalone-llama32.ipynb; each function returns a matplotlib figure."""
 
 import matplotlib.pyplot as plt
+from drawing import SOFT, canvas
 from plot_style import COLORS
-
-SOFT = {"blue": "#CFE3F2", "orange": "#FBE6BF", "green": "#C7EBDD", "red": "#F6D5C2", "gray": "#EEEEEE"}
-
-
-def canvas(width: float, height: float) -> tuple[plt.Figure, plt.Axes]:
-    """An empty drawing whose units are inches."""
-    fig = plt.figure(figsize=(width, height), layout="none")
-    ax = fig.add_axes((0, 0, 1, 1))
-    ax.set(xlim=(0, width), ylim=(0, height))
-    ax.axis("off")
-    return fig, ax
 
 
 def cell(ax: plt.Axes, x: float, y: float, width: float, height: float, text: str, color: str, size: float = 9.5) -> None:

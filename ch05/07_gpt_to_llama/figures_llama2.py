@@ -5,18 +5,8 @@
 """
 
 import matplotlib.pyplot as plt
+from drawing import SOFT, canvas
 from plot_style import COLORS
-
-SOFT = {"blue": "#CFE3F2", "orange": "#FBE6BF", "green": "#C7EBDD", "gray": "#EEEEEE"}
-
-
-def canvas(width: float, height: float) -> tuple[plt.Figure, plt.Axes]:
-    """An empty drawing whose units are inches."""
-    fig = plt.figure(figsize=(width, height), layout="none")
-    ax = fig.add_axes((0, 0, 1, 1))
-    ax.set(xlim=(0, width), ylim=(0, height))
-    ax.axis("off")
-    return fig, ax
 
 
 def box(ax, x: float, y: float, text: str, color: str, width: float = 2.1, height: float = 0.36) -> None:

@@ -4,17 +4,8 @@
 """
 
 import matplotlib.pyplot as plt
+from drawing import SOFT, canvas
 from plot_style import COLORS
-
-SOFT = {"blue": "#CFE3F2", "orange": "#FBE6BF", "green": "#C7EBDD", "gray": "#EEEEEE"}
-
-
-def canvas(width: float, height: float) -> tuple[plt.Figure, plt.Axes]:
-    """An empty drawing whose units are inches."""
-    fig, ax = plt.subplots(figsize=(width, height))
-    ax.set(xlim=(0, width), ylim=(0, height))
-    ax.axis("off")
-    return fig, ax
 
 
 def box(ax: plt.Axes, x: float, y: float, width: float, height: float, text: str, color: str) -> None:

@@ -11,9 +11,9 @@ ON_THE_CPU = [("model\nbuilt", 1, 0, 0, 0), ("file\nread", 1, 1, 0, 0), ("copied
 def draw_steps(ax: plt.Axes, steps: list, title: str) -> None:
     """One panel: for each step two stacked bars, CPU memory on the left and GPU memory on the right."""
     for place, (label, cpu_model, cpu_dict, gpu_model, gpu_dict) in enumerate(steps):
-        for shift, name, model, state_dict in ((-0.2, "CPU", cpu_model, cpu_dict), (0.2, "GPU", gpu_model, gpu_dict)):
-            ax.bar(place + shift, model, width=0.36, color=COLORS["blue"], edgecolor="black")
-            ax.bar(place + shift, state_dict, width=0.36, bottom=model, color=COLORS["orange"], edgecolor="black", hatch="//")
+        for shift, name, model, state_dict in ((-0.21, "CPU", cpu_model, cpu_dict), (0.21, "GPU", gpu_model, gpu_dict)):
+            ax.bar(place + shift, model, width=0.32, color=COLORS["blue"], edgecolor="black")
+            ax.bar(place + shift, state_dict, width=0.32, bottom=model, color=COLORS["orange"], edgecolor="black", hatch="//")
             ax.text(place + shift, model + state_dict + 0.05, name, ha="center", fontsize=9)
     ax.set_xticks(range(len(steps)), [step[0] for step in steps])
     ax.set(title=title, ylim=(0, 2.5), yticks=[0, 1, 2])

@@ -1,8 +1,9 @@
 """Measure what a function costs: the peak memory of a whole process, the peak of the GPU where there is one, the seconds.
 
-The operating system notes for every process the most memory it ever held. No sampling can miss a short peak there, but the
-note cannot be wound back either. So each function runs in a fresh Python process, and what a process holds that imports
-the same code and builds nothing, the baseline, is subtracted. Plumbing of this folder; section 1 of the notebook explains it.
+The operating system notes for every process the most memory it ever held. A short peak cannot be missed there, as it can by
+sampling; but only Linux can reset the note, and memory that a process freed earlier would be used again uncounted. So each
+function runs in a fresh Python process, and what a process holds that imports the same code and builds nothing, the
+baseline, is subtracted. Plumbing of this folder; section 1 of the notebook explains it.
 
     from memory_tools import memory_usage_in_gb
     memory_usage_in_gb(best_practices, folder="my-model")
@@ -74,7 +75,7 @@ def peak_memory() -> int:
 
 
 def start_memory_tracking() -> None:
-    """Set the GPU's peak counter back; without a GPU do nothing, because a process cannot forget its own peak."""
+    """Set the GPU's peak counter back; without a GPU do nothing, because most systems keep the peak of a process for good."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
 
@@ -217,10 +218,12 @@ def run_job(message: bytes) -> dict:
         read_all(result)
     stop.set()
     sampler.join()
+    held = linux_status("VmRSS")
+    timeline[2000:] = [] if held is None else [(round(time.perf_counter() - start, 3), held)]  # the end, which sampling may miss
     gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
     peak = peak_memory()
     return {
-        "peak": peak, "loaded": loaded, "private": linux_status("RssAnon"), "gpu": gpu, "seconds": seconds, "timeline": timeline[:2000],
+        "peak": peak, "loaded": loaded, "private": linux_status("RssAnon"), "gpu": gpu, "seconds": seconds, "timeline": timeline,
     }
 
 

@@ -1,7 +1,8 @@
-"""Seven ways to bring saved weights into a GPT, from the plain one to those that need hardly more memory than the weights.
+"""Six ways to bring saved weights into a GPT, from the plain one to those that need hardly more memory than the weights.
 
 Each way is a function of a folder with `gpt-config.json` and `model.pth` (or `model_parameters/`, one file for each tensor)
-that returns the loaded model in eval mode. The notebook memory-efficient-state-dict.ipynb builds and measures them.
+that returns the loaded model in eval mode; `plain_init` loads nothing and is there to compare with. The notebook
+memory-efficient-state-dict.ipynb builds and measures them.
 
 Run it:  python weight_loading.py --n_layers 4
 """
@@ -64,7 +65,7 @@ def load_weights(path: str | Path, device: str | torch.device = "cpu", mmap: boo
 def check_state_dict(model: nn.Module, state_dict: dict) -> None:
     """Raise ValueError, with one line, if names or shapes of the weights are not those of the model. Section 3."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    given = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
+    given = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in state_dict.items()}  # a checkpoint holds more than tensors
     for name in sorted(wanted.keys() | given.keys()):
         if wanted.get(name) != given.get(name):
             raise ValueError(f"{name}: the model has {wanted.get(name, 'none')}, the file {given.get(name, 'none')}")
@@ -151,9 +152,13 @@ def save_individual_weights(model: nn.Module, folder: str | Path = ".") -> None:
 def load_individual_weights(folder: str | Path = ".", device: str | torch.device = "cpu") -> nn.Module:
     """Empty tensors on the device, filled from one small file after the other: one set and one tensor. Section 7."""
     model = model_on_meta(folder).to_empty(device=device)
+    files = Path(folder) / "model_parameters"
+    unused = {path.stem for path in files.glob("*.pt")} - set(model.state_dict())
+    if unused:
+        raise ValueError(f"{min(unused)}: the model has none, but {files} holds a file")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            tensor = load_weights(Path(folder) / "model_parameters" / f"{name}.pt", "cpu")
+            tensor = load_weights(files / f"{name}.pt", "cpu")
             if tensor.shape != parameter.shape:  # copy_ would stretch a smaller tensor without a word
                 raise ValueError(f"{name}: the model has {tuple(parameter.shape)}, the file {tuple(tensor.shape)}")
             parameter.copy_(tensor)

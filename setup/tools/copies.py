@@ -28,7 +28,7 @@ else:
 CONFIG = "setup/tools/copies.toml"
 KINDS = {  # kind of entry: required keys, optional keys
     "file": ({"source", "targets"}, set()),
-    "merge": ({"target", "sources"}, set()),
+    "merge": ({"targets", "sources"}, set()),
     "exercises": ({"source", "target"}, set()),
     "ledger": ({"module", "notebook"}, {"module_only", "deviations"}),
     "redefines_nothing": ({"module", "notebooks"}, set()),
@@ -146,7 +146,7 @@ def load(root: Path) -> dict:
                 )
     for entry in config.get("merge", []):
         if not all(part.keys() == {"path", "names"} and part["names"] for part in entry["sources"]):
-            raise Problem(f"{CONFIG}: each source of {entry['target']} needs a path and a list of names")
+            raise Problem(f"{CONFIG}: each source of {entry['targets'][0]} needs a path and a list of names")
     return config
 
 
@@ -157,7 +157,7 @@ def plan(root: Path, config: dict) -> list[Copy]:
         found += [Copy(target, [entry["source"]], partial(build_file, root, entry["source"])) for target in entry["targets"]]
     for entry in config.get("merge", []):
         sources = [part["path"] for part in entry["sources"]]
-        found.append(Copy(entry["target"], sources, partial(build_merge, root, entry["sources"])))
+        found += [Copy(target, sources, partial(build_merge, root, entry["sources"])) for target in entry["targets"]]
     for entry in config.get("exercises", []):
         found.append(Copy(entry["target"], [entry["source"]], partial(build_exercises, root, entry["source"])))
     targets = [c.target for c in found]

@@ -70,9 +70,12 @@ def test_ten_samples_begin_with_their_prompts_and_repeat(packed, tmp_path):
     assert (tmp_path / "again.md").read_text(encoding="utf-8") == samples
 
 
-def test_an_unfinished_run_or_missing_data_ends_in_one_line(packed, tmp_path, capsys):
+def test_an_unfinished_run_or_unfit_data_ends_in_one_line(packed, tmp_path, capsys):
     _, data, run = packed
-    for options in (["--run", str(tmp_path), "--data", str(data)], ["--run", str(run), "--data", str(tmp_path)]):
+    assert prepare_dataset.main(["--tales", "--output_dir", str(tmp_path / "tales-only")]) == 0
+    capsys.readouterr()
+    unfit = [str(tmp_path), str(tmp_path / "tales-only")]
+    for options in (["--run", str(tmp_path), "--data", str(data)], *(["--run", str(run), "--data", folder] for folder in unfit)):
         with pytest.raises(SystemExit) as stopped:
             pack_model.main([*options, "--output", str(tmp_path / "out")])
         assert stopped.value.code == 2 and capsys.readouterr().err.count("\n") == 1

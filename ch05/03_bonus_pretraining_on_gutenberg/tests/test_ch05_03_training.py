@@ -57,6 +57,43 @@ def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.parametrize("rows", [1, 5, 64, 1000])
+def test_the_loss_in_pieces_and_its_gradients_are_cross_entropys(rows, monkeypatch):
+    monkeypatch.setattr(fast_gpt.HeadLoss, "ROWS", rows)
+    torch.manual_seed(rows)
+    x, weight = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 21, 12), (50, 12)))
+    targets = torch.randint(0, 50, (3, 21))
+    expected = torch.nn.functional.cross_entropy((5 * x @ weight.T).flatten(0, 1), targets.flatten())
+    expected_grads = torch.autograd.grad(7 * expected, (x, weight))
+    found = fast_gpt.head_loss(5 * x, weight, targets)
+    assert torch.allclose(found, expected, rtol=1e-12)
+    for ours, theirs in zip(torch.autograd.grad(7 * found, (x, weight)), expected_grads, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-12)
+    with torch.no_grad():
+        assert torch.equal(fast_gpt.head_loss(5 * x, weight, targets), found)
+    huge = fast_gpt.head_loss(1e4 * x.float(), weight.float(), targets)
+    assert torch.isfinite(huge) and huge > 1e3
+
+
+def test_a_tied_head_gets_both_gradients_from_the_loss_in_pieces():
+    torch.manual_seed(3)
+    model, ids = FastGPT({**TINY, "drop_rate": 0.0}).double(), torch.randint(0, 90, (4, 9))
+    inputs, targets = ids[:, :-1], ids[:, 1:]
+    model(inputs, targets).backward()
+    found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    torch.nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()).backward()
+    assert all(torch.allclose(found[name], parameter.grad, rtol=1e-9, atol=1e-12) for name, parameter in model.named_parameters())
+
+
+def test_under_autocast_the_loss_is_the_usual_one():
+    torch.manual_seed(3)
+    model, ids = FastGPT(TINY).eval(), torch.randint(0, 90, (4, 9))
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        loss, logits = model(ids[:, :-1], ids[:, 1:]), model(ids[:, :-1])
+    assert torch.equal(loss, torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten()))
+
+
 def test_mini_keeps_to_its_size(tmp_path):
     torch.manual_seed(1)
     model = FastGPT(SIZES["mini"])

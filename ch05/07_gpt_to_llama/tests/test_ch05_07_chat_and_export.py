@@ -5,6 +5,7 @@ import json
 
 import chat
 import export_gpt
+import export_gpt2
 import gguf
 import gguf_reader
 import llama
@@ -196,10 +197,10 @@ def test_nothing_is_overwritten_and_nothing_partial_stays(tmp_path, monkeypatch,
         export_gpt.main([*arguments, str(tmp_path / "taken")])
     assert stop.value.code == 2 and "exists" in capsys.readouterr().err
 
-    def full(*_):
+    def full(*_, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export_gpt, "to_gpt2_names", full)
+    monkeypatch.setattr(export_gpt2, "save_file", full)
     with pytest.raises(SystemExit) as stop:
         export_gpt.main([*arguments, str(tmp_path / "new")])
     assert stop.value.code == 2 and "No space left" in capsys.readouterr().err

@@ -8,26 +8,13 @@ import llama
 import pytest
 import torch
 from llama import KVCache, Llama3Model, Llama3ModelFast, apply_rope, compute_rope_params, generate_text_basic_stream, generate_text_simple
-from transformers import LlamaConfig, LlamaForCausalLM
+from llama_oracles import hugging_face
 
 ROOT = Path(__file__).resolve().parents[3]
 SCALING = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context_length": 32}
 TINY = {"vocab_size": 97, "context_length": 128, "emb_dim": 48, "n_heads": 6, "n_layers": 3, "hidden_dim": 80, "n_kv_groups": 2,
         "rope_base": 10_000.0, "rope_freq": None, "dtype": torch.float32}
 BOTH = pytest.mark.parametrize("model_class", [Llama3Model, Llama3ModelFast])
-
-
-def hugging_face(cfg, tied=False):
-    rope = {"rope_type": "default", "rope_theta": cfg["rope_base"]}
-    if cfg["rope_freq"]:
-        freq = cfg["rope_freq"]
-        rope = {**rope, "rope_type": "llama3", "factor": freq["factor"], "low_freq_factor": freq["low_freq_factor"],
-                "high_freq_factor": freq["high_freq_factor"], "original_max_position_embeddings": freq["original_context_length"]}
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=cfg["vocab_size"], hidden_size=cfg["emb_dim"], intermediate_size=cfg["hidden_dim"], num_hidden_layers=cfg["n_layers"],
-        num_attention_heads=cfg["n_heads"], num_key_value_heads=cfg["n_kv_groups"], max_position_embeddings=cfg["context_length"],
-        rms_norm_eps=1e-5, rope_parameters=rope, tie_word_embeddings=tied,
-    )).eval()
 
 
 def tiny(model_class=Llama3ModelFast, **changes):

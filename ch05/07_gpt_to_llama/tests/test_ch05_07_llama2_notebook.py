@@ -1,43 +1,17 @@
 """What converting-gpt-to-llama2.ipynb defines, against Hugging Face's Llama, PyTorch's own layers, and llama.py."""
 
-import ast
-from pathlib import Path
-
 import llama
-import nbformat
 import pytest
 import torch
+from llama_oracles import definitions_of, hugging_face
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
-FOLDER = Path(__file__).resolve().parents[1]
 TINY = {"vocab_size": 89, "context_length": 96, "emb_dim": 48, "n_heads": 6, "n_layers": 3, "hidden_dim": 80, "dtype": torch.float32}
-
-
-def is_constant(node):
-    return isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper()
 
 
 @pytest.fixture(scope="module")
 def nb():
-    """The notebook's imports, classes, functions and configurations, without running its experiments."""
-    tree = []
-    for cell in nbformat.read(FOLDER / "converting-gpt-to-llama2.ipynb", as_version=4).cells:
-        if cell.cell_type == "code":
-            tree += ast.parse(cell.source).body
-    kinds = (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef)
-    wanted = [node for node in tree if isinstance(node, kinds) or is_constant(node)]
-    names = {}
-    exec(compile(ast.Module(body=wanted, type_ignores=[]), "notebook", "exec"), names)
-    return type("Notebook", (), {name: staticmethod(value) if callable(value) else value for name, value in names.items()})
-
-
-def hugging_face(cfg):
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=cfg["vocab_size"], hidden_size=cfg["emb_dim"], intermediate_size=cfg["hidden_dim"], num_hidden_layers=cfg["n_layers"],
-        num_attention_heads=cfg["n_heads"], num_key_value_heads=cfg["n_heads"], max_position_embeddings=cfg["context_length"],
-        rms_norm_eps=1e-5, rope_parameters={"rope_type": "default", "rope_theta": 10_000.0}, tie_word_embeddings=False,
-    )).eval()
+    return definitions_of("converting-gpt-to-llama2.ipynb")
 
 
 def meta_rows(weight, heads):

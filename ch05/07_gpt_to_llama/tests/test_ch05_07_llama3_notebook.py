@@ -1,53 +1,23 @@
 """What converting-llama2-to-llama3.ipynb defines, against llama.py and Hugging Face's Llama, and counted on the meta device."""
 
-import ast
 import inspect
 import math
-from pathlib import Path
 
 import llama
-import nbformat
 import pytest
 import torch
 import torch.nn.functional as F
+from llama_oracles import definitions_of, hugging_face
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
 
-FOLDER = Path(__file__).resolve().parents[1]
 SCALING = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context_length": 32}
 TINY = {"vocab_size": 97, "context_length": 128, "emb_dim": 48, "n_heads": 6, "n_layers": 3, "hidden_dim": 80, "n_kv_groups": 2,
         "rope_base": 500_000.0, "rope_freq": None, "dtype": torch.float32}
 
 
-def is_constant(node):
-    return isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id[0].isupper()
-
-
 @pytest.fixture(scope="module")
 def nb():
-    """The notebook's imports, classes, functions and configurations, without running its experiments."""
-    tree = []
-    for cell in nbformat.read(FOLDER / "converting-llama2-to-llama3.ipynb", as_version=4).cells:
-        if cell.cell_type == "code":
-            tree += ast.parse(cell.source).body
-    kinds = (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef)
-    wanted = [node for node in tree if isinstance(node, kinds) or is_constant(node)]
-    names = {}
-    exec(compile(ast.Module(body=wanted, type_ignores=[]), "notebook", "exec"), names)
-    return type("Notebook", (), {name: staticmethod(value) if callable(value) else value for name, value in names.items()})
-
-
-def hugging_face(cfg, tied=False):
-    rope = {"rope_type": "default", "rope_theta": cfg["rope_base"]}
-    if cfg["rope_freq"]:
-        freq = cfg["rope_freq"]
-        rope = {**rope, "rope_type": "llama3", "factor": freq["factor"], "low_freq_factor": freq["low_freq_factor"],
-                "high_freq_factor": freq["high_freq_factor"], "original_max_position_embeddings": freq["original_context_length"]}
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=cfg["vocab_size"], hidden_size=cfg["emb_dim"], intermediate_size=cfg["hidden_dim"], num_hidden_layers=cfg["n_layers"],
-        num_attention_heads=cfg["n_heads"], num_key_value_heads=cfg["n_kv_groups"], max_position_embeddings=cfg["context_length"],
-        rms_norm_eps=1e-5, rope_parameters=rope, tie_word_embeddings=tied,
-    )).eval()
+    return definitions_of("converting-llama2-to-llama3.ipynb")
 
 
 VARIANTS = pytest.mark.parametrize("changes", [{}, {"rope_freq": SCALING}, {"n_kv_groups": 6}, {"n_kv_groups": 1}, {"rope_base": 10_000.0}])

@@ -23,8 +23,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from llama_oracles import hugging_face
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
 
 FOLDER = Path(llama.__file__).parent
 NOTEBOOK = nbformat.read(FOLDER / "standalone-llama32.ipynb", as_version=4)
@@ -51,25 +51,12 @@ def own():
     return SimpleNamespace(**names)
 
 
-def hugging_face(cfg):
-    rope = {"rope_type": "default", "rope_theta": cfg["rope_base"]}
-    if cfg["rope_freq"]:
-        freq = cfg["rope_freq"]
-        rope = {**rope, "rope_type": "llama3", "factor": freq["factor"], "low_freq_factor": freq["low_freq_factor"],
-                "high_freq_factor": freq["high_freq_factor"], "original_max_position_embeddings": freq["original_context_length"]}
-    torch.manual_seed(9)
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=cfg["vocab_size"], hidden_size=cfg["emb_dim"], intermediate_size=cfg["hidden_dim"], num_hidden_layers=cfg["n_layers"],
-        num_attention_heads=cfg["n_heads"], num_key_value_heads=cfg["n_kv_groups"], max_position_embeddings=cfg["context_length"],
-        rms_norm_eps=1e-5, rope_parameters=rope, tie_word_embeddings=False,
-    )).eval()
-
-
 @pytest.mark.parametrize("class_name", ["Llama3Model", "Llama3ModelFast"])
 @pytest.mark.parametrize("changes", [{}, {"rope_freq": SCALING}, {"n_kv_groups": 1}, {"n_kv_groups": 4}])
 @torch.no_grad()
 def test_notebook_model_equals_hugging_face_and_llama_py(own, class_name, changes):
     cfg = {**TINY, **changes}
+    torch.manual_seed(9)
     reference = hugging_face(cfg)
     model, module = getattr(own, class_name)(cfg).eval(), getattr(llama, class_name)(cfg).eval()
     own.load_weights_into_llama(model, cfg, reference.state_dict())
@@ -150,6 +137,7 @@ def test_counts_of_published_models(own):
 
 @torch.no_grad()
 def test_a_local_folder_of_weights_loads_tied_and_in_shards(own, tmp_path):
+    torch.manual_seed(9)
     reference = hugging_face(TINY)
     reference.lm_head.weight.copy_(reference.model.embed_tokens.weight)
     weights = {name: tensor.clone() for name, tensor in reference.state_dict().items() if name != "lm_head.weight"}

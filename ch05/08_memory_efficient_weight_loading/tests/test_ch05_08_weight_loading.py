@@ -140,6 +140,19 @@ def test_missing_and_unknown_names_are_refused(original):
         weight_loading.check_state_dict(original, state_dict)
 
 
+def test_a_checkpoint_with_more_than_weights_is_refused_in_one_line(original):
+    with pytest.raises(ValueError) as caught:
+        weight_loading.check_state_dict(original, {"model_state_dict": original.state_dict(), "step": 3})
+    assert "the file none" in one_line(caught)
+
+
+def test_files_of_a_deeper_model_are_refused(original, tmp_path):
+    torch.save(torch.ones(12), tmp_path / "model_parameters" / "trf_blocks.2.norm1.scale.pt")
+    with pytest.raises(ValueError) as caught:
+        load_individual_weights(tmp_path)
+    assert "trf_blocks.2.norm1.scale: the model has none" in one_line(caught)
+
+
 def test_an_old_pytorch_is_one_clear_error_and_the_other_ways_still_work(original, tmp_path, monkeypatch):
     new = torch.load
 
@@ -255,6 +268,7 @@ def test_peaks_are_those_that_the_notebook_states(middle):
     for route in (weight_loading.baseline, best_practices, load_individual_weights):
         found = measure(route, folder)
         ratios[route.__name__] = found.peak / model_bytes
+        assert not found.timeline or abs(found.timeline[-1][1] / model_bytes - 1) < 0.3  # the picture ends with one set
         assert found.seconds > 0 and (found.gpu is None) == (not torch.cuda.is_available())
     assert 1.9 < ratios["baseline"] < 2.2
     assert 0.9 < ratios["best_practices"] < 1.1 + 0.08  # and one largest tensor
@@ -270,9 +284,9 @@ def test_the_answers_of_the_exercises_are_right(name, low, high, middle, origina
     assert torch.allclose(route(tmp_path).out_head.weight.float(), original.out_head.weight, rtol=0.01)
 
 
-@pytest.mark.slow
 # ---- command line ---------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_the_command_prints_a_table(monkeypatch, capsys):
     monkeypatch.setattr(weight_loading, "ROUTES", {"6 meta, mmap, assign": best_practices})
     assert weight_loading.main(["--emb_dim", "12", "--n_heads", "3", "--n_layers", "1", "--vocab_size", "40", "--device", "cpu"]) == 0

@@ -23,7 +23,7 @@ targets = ["b/tool.py"]
 """
 MERGE = """
 [[merge]]
-target = "c/previous_chapters.py"
+targets = ["c/previous_chapters.py"]
 
 [[merge.sources]]
 path = "a/first.py"
