@@ -13,10 +13,11 @@ from previous_chapters import GPT_CONFIG_124M, GPTModel, LayerNorm, MultiHeadAtt
 
 SIZES = {
     "124M": {**GPT_CONFIG_124M, "tied": False},
-    # 19,249,920 parameters: 12,865,792 of them embed the vocabulary and are the output head at the same time
+    # 12,368,064 parameters: 9,649,344 of them embed the vocabulary and are the output head at the same time. No dropout on the
+    # attention weights: for it PyTorch has to store their table after all, and an update takes half as long again.
     "mini": {
-        "vocab_size": 50257, "context_length": 256, "emb_dim": 256, "n_heads": 8, "n_layers": 8, "drop_rate": 0.0,
-        "qkv_bias": True, "tied": True,
+        "vocab_size": 50257, "context_length": 256, "emb_dim": 192, "n_heads": 6, "n_layers": 6, "drop_rate": 0.1,
+        "attn_drop_rate": 0.0, "qkv_bias": True, "tied": True,
     },
     "debug": {
         "vocab_size": 50257, "context_length": 10, "emb_dim": 12, "n_heads": 2, "n_layers": 2, "drop_rate": 0.0,
@@ -48,21 +49,23 @@ class HeadLoss(torch.autograd.Function):
     """Output head and cross-entropy in one, over a few rows at a time; use it through `head_loss`.
 
     The logits of a batch are its largest tensor by far, 0.8 GB for 4,096 tokens, and the usual way writes and reads it several
-    times. Here each piece of ROWS rows stays in the processor's cache until its loss and its gradients are taken, then it goes.
+    times. Here each piece of at most PIECE logits stays in the processor's cache until its loss and its gradients are taken.
     The gradients are computed on the way forward, because afterwards nothing is left to compute them from.
     """
 
-    ROWS = 128
+    PIECE = 2**22  # 17 MB in float32
 
     @staticmethod
-    def forward(ctx, x, weight, targets, with_gradients):
-        """x (n, emb_dim), weight (vocab_size, emb_dim), targets (n) -> the mean loss."""
+    def forward(ctx, x, weight, targets, with_gradients, copies=1):
+        """x (n, emb_dim), weight (columns, emb_dim), targets (n) -> the mean loss; the last column counts `copies` times."""
         n, total = len(targets), x.new_zeros(())
         x_grad, weight_grad = (torch.empty_like(x), torch.zeros_like(weight)) if with_gradients else (None, None)
-        for start in range(0, n, HeadLoss.ROWS):
-            rows = slice(start, start + HeadLoss.ROWS)
+        step = max(1, HeadLoss.PIECE // len(weight))
+        for start in range(0, n, step):
+            rows = slice(start, start + step)
             right = targets[rows, None]  # (rows, 1)
-            logits = x[rows] @ weight.T  # (rows, vocab_size)
+            logits = x[rows] @ weight.T  # (rows, columns)
+            logits[:, -1] += math.log(copies)
             logits -= logits.amax(dim=1, keepdim=True)
             of_right = logits.gather(1, right)  # (rows, 1)
             sums = logits.exp_().sum(dim=1, keepdim=True)  # (rows, 1)
@@ -78,22 +81,28 @@ class HeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x_grad, weight_grad = ctx.saved_tensors
-        return grad * x_grad, grad * weight_grad, None, None
+        return grad * x_grad, grad * weight_grad, None, None, None
 
 
-def head_loss(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def head_loss(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, seen: torch.Tensor | None = None) -> torch.Tensor:
     """Return the mean cross-entropy of the logits x @ weight.T, without keeping them where that is faster (float32 on a CPU).
 
-    x: (b, num_tokens, emb_dim), weight (vocab_size, emb_dim), targets (b, num_tokens).
+    x: (b, num_tokens, emb_dim), weight (vocab_size, emb_dim), targets (b, num_tokens). seen (vocab_size), bool: the rows of
+    weight for all other tokens are equal, so one column stands for them; used in training only, where each target is seen.
     """
     x, targets = x.flatten(0, 1), targets.flatten()
-    if x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return F.cross_entropy(F.linear(x, weight).float(), targets)
+    if seen is None or not torch.is_grad_enabled():
         return HeadLoss.apply(x, weight, targets, torch.is_grad_enabled())
-    return F.cross_entropy(F.linear(x, weight).float(), targets)
+    column_of = seen.cumsum(0) - 1  # (vocab_size): where a seen token stands among the seen ones
+    # the mean of equal rows is that row, and hands each of them its share of the gradient
+    columns = torch.cat([weight[seen], weight[~seen].mean(0, keepdim=True)])  # (seen tokens + 1, emb_dim)
+    return HeadLoss.apply(x, columns, column_of[targets], True, int((~seen).sum()))
 
 
 class FastGPT(GPTModel):
-    """Token ids (b, num_tokens) -> logits (b, num_tokens, vocab_size); cfg as for GPTModel, and `tied`.
+    """Token ids (b, num_tokens) -> logits (b, num_tokens, vocab_size); cfg as for GPTModel, and `tied`, `attn_drop_rate`.
 
     Called with targets (b, num_tokens) too, it returns the mean cross-entropy instead.
 
@@ -105,13 +114,14 @@ class FastGPT(GPTModel):
         super().__init__(cfg)
         sizes = {"d_in": cfg["emb_dim"], "d_out": cfg["emb_dim"], "context_length": cfg["context_length"], "num_heads": cfg["n_heads"]}
         for block in self.trf_blocks:
-            block.att = FusedAttention(**sizes, dropout=cfg["drop_rate"], qkv_bias=cfg["qkv_bias"])
+            block.att = FusedAttention(**sizes, dropout=cfg.get("attn_drop_rate", cfg["drop_rate"]), qkv_bias=cfg["qkv_bias"])
             block.norm1, block.norm2 = FusedLayerNorm(cfg["emb_dim"]), FusedLayerNorm(cfg["emb_dim"])
             block.ff.layers[1] = nn.GELU(approximate="tanh")
         self.final_norm = FusedLayerNorm(cfg["emb_dim"])
         if cfg["tied"]:
             self.out_head.weight = self.tok_emb.weight
         self.start_like_gpt2(len(self.trf_blocks))
+        self.seen = None
 
     def start_like_gpt2(self, n_layers: int) -> None:
         """Draw weights as small as GPT-2's: standard deviation 0.02, biases 0, layers that end a shortcut smaller still.
@@ -125,6 +135,20 @@ class FastGPT(GPTModel):
                 ends_shortcut = name.endswith(("out_proj.weight", "layers.2.weight"))
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * n_layers) if ends_shortcut else 0.02)
 
+    @torch.no_grad()
+    def share_unseen(self, seen: torch.Tensor) -> None:
+        """Let all tokens that the training text lacks start with one embedding; seen (vocab_size), bool, is false for them.
+
+        Training then moves them all alike, because the softmax pushes equal rows by equal amounts; so the loss needs a single
+        column for them. Raises ValueError for an untied head, or if no token is left out.
+        """
+        if self.out_head.weight is not self.tok_emb.weight:
+            raise ValueError("tokens can share an embedding only where it is the output head too")
+        if seen.all():
+            raise ValueError("the training text holds every token of the vocabulary: none is left to share")
+        self.tok_emb.weight[~seen] = self.tok_emb.weight[~seen][0].clone()
+        self.seen = seen
+
     def forward(self, in_idx: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
         if in_idx.device.type == "cpu":
             check_token_ids(in_idx, self.tok_emb.num_embeddings, self.pos_emb.num_embeddings)
@@ -132,7 +156,7 @@ class FastGPT(GPTModel):
         x = self.trf_blocks(self.drop_emb(x))  # (b, num_tokens, emb_dim)
         x = self.final_norm(x)  # (b, num_tokens, emb_dim)
         if targets is not None:
-            return head_loss(x, self.out_head.weight, targets)
+            return head_loss(x, self.out_head.weight, targets, self.seen)
         return self.out_head(x)  # (b, num_tokens, vocab_size)
 
 

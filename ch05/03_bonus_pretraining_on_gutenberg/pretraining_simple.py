@@ -37,7 +37,7 @@ from pretraining_run import (
     unwrap,
 )
 from previous_chapters import OneLineParser, create_dataloader_v1, gpt2_tokenizer, int_at_least
-from shards import create_shard_dataloaders, file_sha256, read_index, write_shards
+from shards import create_shard_dataloaders, file_sha256, read_index, tokens_in, write_shards
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -213,13 +213,15 @@ def run(args, ranks: Ranks, device: torch.device) -> None:
         raise ValueError(f"{output_dir} holds a run: add --resume to go on, --overwrite to start again, or name another folder")
     ranks.wait()  # no process may write before all have looked
     train_paths, val_paths, data_hash = find_data(Path(args.data_dir), output_dir, ranks)
-    kept = ("batch_size", "n_epochs", "lr", "min_lr", "warmup_steps", "weight_decay", "train_ratio", "seed", "precision")
+    kept = ("batch_size", "n_epochs", "lr", "min_lr", "warmup_steps", "weight_decay", "train_ratio", "seed", "precision", "share_unseen")
     settings = {**cfg, **{key: getattr(args, key) for key in kept}, "processes": ranks.world, "data_sha256": data_hash}
     checkpoint = read_checkpoint(latest_checkpoint(output_dir), settings) if args.resume else None
     for old in [] if args.resume or ranks.rank else output_dir.glob("model_pg_*.pth"):
         old.unlink()
     torch.manual_seed(args.seed)
     base = FastGPT(cfg).to(device)
+    if args.share_unseen:
+        base.share_unseen(tokens_in(train_paths, cfg["vocab_size"]).to(device))
     torch.manual_seed(args.seed + ranks.rank)  # dropout differs between processes
     precision = tools.use_precision(base, args.precision, device)
     model = share_gradients(base, ranks, device)
@@ -258,6 +260,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--min_lr", type=tools.float_from_zero, help="learning rate of the last step (default: a tenth of --lr)")
     parser.add_argument("--warmup_steps", type=int_at_least(0), help="steps of rising learning rate (default: 2 %%, at most 1000)")
     parser.add_argument("--weight_decay", type=tools.float_from_zero, default=0.1, help="weight decay of AdamW")
+    parser.add_argument("--share_unseen", action="store_true", help="one embedding for all tokens that the training text lacks")
     parser.add_argument("--train_ratio", type=float, default=0.9, help="share to train on, where no validation shards exist")
     parser.add_argument("--eval_freq", type=int_at_least(1), default=100, help="updates from one measurement to the next")
     parser.add_argument("--eval_iter", type=int_at_least(1), default=1, help="batches of each validation set per measurement")

@@ -154,6 +154,17 @@ def read_index(folder: Path) -> dict:
     return index
 
 
+def tokens_in(shard_paths, vocab_size: int) -> torch.Tensor:
+    """Return (vocab_size) bool: true for each token id that occurs in these shards. ValueError for an id beyond the vocabulary."""
+    found = torch.zeros(vocab_size, dtype=torch.bool)
+    for path in shard_paths:
+        ids = np.unique(np.memmap(path, dtype="<u2", mode="r"))
+        if ids[-1] >= vocab_size:
+            raise ValueError(f"{path} holds token {ids[-1]}, beyond the {vocab_size:,} of the vocabulary")
+        found[torch.from_numpy(ids.astype(np.int64))] = True
+    return found
+
+
 class TokenWindows(Dataset):
     """Windows of several shards: item i is (input, target), each (max_length,) int64, the target moved on by one token.
 

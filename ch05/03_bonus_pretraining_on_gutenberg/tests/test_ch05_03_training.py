@@ -57,10 +57,10 @@ def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("rows", [1, 5, 64, 1000])
-def test_the_loss_in_pieces_and_its_gradients_are_cross_entropys(rows, monkeypatch):
-    monkeypatch.setattr(fast_gpt.HeadLoss, "ROWS", rows)
-    torch.manual_seed(rows)
+@pytest.mark.parametrize("piece", [7, 250, 3200, 50_000])  # 1, 5, 64 and all of the 63 rows
+def test_the_loss_in_pieces_and_its_gradients_are_cross_entropys(piece, monkeypatch):
+    monkeypatch.setattr(fast_gpt.HeadLoss, "PIECE", piece)
+    torch.manual_seed(piece)
     x, weight = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 21, 12), (50, 12)))
     targets = torch.randint(0, 50, (3, 21))
     expected = torch.nn.functional.cross_entropy((5 * x @ weight.T).flatten(0, 1), targets.flatten())
@@ -86,6 +86,59 @@ def test_a_tied_head_gets_both_gradients_from_the_loss_in_pieces():
     assert all(torch.allclose(found[name], parameter.grad, rtol=1e-9, atol=1e-12) for name, parameter in model.named_parameters())
 
 
+def gradients(model, inputs, targets):
+    model.zero_grad()
+    loss = model(inputs, targets)
+    loss.backward()
+    return loss, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("unseen", [[89], [0], [3, 40, 41, 88], range(1, 80)])
+def test_one_column_for_all_unseen_tokens_changes_neither_loss_nor_gradients(unseen):
+    torch.manual_seed(3)
+    seen = torch.ones(90, dtype=torch.bool)
+    seen[list(unseen)] = False
+    ids = seen.nonzero()[:, 0][torch.randint(0, int(seen.sum()), (4, 9))]
+    model = FastGPT({**TINY, "drop_rate": 0.0}).double()
+    model.share_unseen(seen)
+    loss, found = gradients(model, ids[:, :-1], ids[:, 1:])
+    model.seen = None
+    expected_loss, expected = gradients(model, ids[:, :-1], ids[:, 1:])
+    assert torch.allclose(loss, expected_loss, rtol=1e-12)
+    assert all(torch.allclose(found[name], expected[name], rtol=1e-9, atol=1e-14) for name in expected)
+    assert found["tok_emb.weight"][~seen].abs().min() > 0
+
+
+def test_measuring_counts_unseen_tokens_one_by_one():
+    torch.manual_seed(3)
+    model = FastGPT(TINY).eval()
+    model.share_unseen(torch.arange(90) < 50)
+    ids = torch.randint(0, 90, (4, 9))
+    with torch.no_grad():
+        loss, logits = model(ids[:, :-1], ids[:, 1:]), model(ids[:, :-1])
+    assert torch.allclose(loss, torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()))
+
+
+def test_tokens_that_the_shards_lack_keep_one_embedding_through_training(train, tmp_path):
+    data = make_shards(tmp_path / "few")
+    for name in ("t0", "t1"):
+        few = np.fromfile(data / f"{name}.bin", dtype="<u2") // 2 * 2  # even ids only
+        few.tofile(data / f"{name}.bin")
+    options = ["--data_dir", str(data), "--max_steps", "12", "--share_unseen"]
+    embedding = train("shared", *options)["tok_emb.weight"]
+    assert torch.allclose(embedding[1::2], embedding[1].expand(45, -1), atol=1e-6)
+    assert torch.cdist(embedding[::2], embedding[::2]).fill_diagonal_(1).min() > 1e-3
+    with pytest.raises(SystemExit):
+        train("full", "--data_dir", str(tmp_path / "data"), "--share_unseen")
+
+
+def test_sharing_needs_a_tied_head_and_something_to_share():
+    with pytest.raises(ValueError, match="output head"):
+        FastGPT({**TINY, "tied": False}).share_unseen(torch.arange(90) < 50)
+    with pytest.raises(ValueError, match="none is left"):
+        FastGPT(TINY).share_unseen(torch.arange(90) < 90)
+
+
 def test_under_autocast_the_loss_is_the_usual_one():
     torch.manual_seed(3)
     model, ids = FastGPT(TINY).eval(), torch.randint(0, 90, (4, 9))
@@ -97,11 +150,12 @@ def test_under_autocast_the_loss_is_the_usual_one():
 def test_mini_keeps_to_its_size(tmp_path):
     torch.manual_seed(1)
     model = FastGPT(SIZES["mini"])
-    assert count_parameters(model) == 19_249_920
+    assert count_parameters(model) == 12_368_064
     path = export_gpt2(model.state_dict(), SIZES["mini"], tmp_path / "gpt2-mini")
-    assert 38_400_000 < path.stat().st_size < 40_000_000 and load_file(path)["wte.weight"].dtype == torch.float16
+    assert 24_700_000 < path.stat().st_size < 24_800_000 and load_file(path)["wte.weight"].dtype == torch.float16
     config = json.loads((tmp_path / "gpt2-mini" / "config.json").read_text(encoding="utf-8"))
     assert (config["n_positions"], config["vocab_size"], config["tie_word_embeddings"]) == (256, 50257, True)
+    assert (config["attn_pdrop"], config["resid_pdrop"]) == (0.0, 0.1)
 
 
 @pytest.mark.parametrize("changes", [{}, {"tied": False, "qkv_bias": False}])
