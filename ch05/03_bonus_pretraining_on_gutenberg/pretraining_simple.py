@@ -221,7 +221,10 @@ def run(args, ranks: Ranks, device: torch.device) -> None:
     torch.manual_seed(args.seed)
     base = FastGPT(cfg).to(device)
     if args.share_unseen:
-        base.share_unseen(tokens_in(train_paths, cfg["vocab_size"]).to(device))
+        seen = tokens_in(train_paths, cfg["vocab_size"])
+        base.share_unseen(seen.to(device))
+        if ranks.rank == 0:
+            print(f"{seen.sum():,} of {len(seen):,} tokens occur in the training text; the others share one embedding")
     torch.manual_seed(args.seed + ranks.rank)  # dropout differs between processes
     precision = tools.use_precision(base, args.precision, device)
     model = share_gradients(base, ranks, device)
