@@ -143,11 +143,13 @@ def check_5_5(text_loss):
 def check_5_6(load_gpt2):
     """Logits of small random GPT-2 models of three sizes against Hugging Face's."""
     from transformers import GPT2Config, GPT2LMHeadModel  # here, because it takes seconds
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     for emb_dim, n_heads, n_layers, context_length, vocab_size in ((8, 2, 1, 10, 40), (24, 6, 3, 7, 31), (12, 3, 2, 16, 50)):
         sizes = {"n_embd": emb_dim, "n_head": n_heads, "n_layer": n_layers, "n_positions": context_length, "vocab_size": vocab_size}
         torch.manual_seed(123)
-        theirs = GPT2LMHeadModel(GPT2Config(**sizes)).eval()
+        theirs = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).eval()
         for parameter in theirs.parameters():
             nn.init.normal_(parameter, std=0.4)
         with tempfile.TemporaryDirectory() as folder, without_named_weights():
@@ -158,7 +160,7 @@ def check_5_6(load_gpt2):
             "vocab_size": vocab_size, "context_length": context_length, "emb_dim": emb_dim, "n_heads": n_heads, "n_layers": n_layers,
             "drop_rate": 0.0, "qkv_bias": True,
         }  # fmt: skip
-        expect_equal(expected, {key: cfg.get(key) for key in expected}, f"configuration of {where}", "does each size come from the settings?")
+        expect_equal(expected, {key: cfg.get(key) for key in expected}, f"configuration of {where}", "do all sizes come from settings?")
         ids = torch.randint(vocab_size, (2, context_length))  # (2, context_length)
         with torch.no_grad():
             question = "are the weights loaded, is the model in eval mode, and has it the same heads and biases?"

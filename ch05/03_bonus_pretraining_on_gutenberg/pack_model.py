@@ -46,8 +46,8 @@ def write_shard(text: str, path: Path) -> Path:
 
 def losses_of(model, val_paths: dict, context_length: int) -> dict:
     """Return the loss per token on each held-out set, as pretraining_simple.py measures it at the end."""
-    any_train = next(iter(val_paths.values()))  # no training loader is used
-    _, loaders = create_shard_dataloaders(any_train, 16, context_length, val_paths=val_paths)
+    any_train = [path for paths in val_paths.values() for path in paths]  # no training loader is used
+    _, loaders = create_shard_dataloaders(any_train, 1, context_length, val_paths=val_paths)
     return {name: round(loss, 4) for name, loss in validation_losses(model, loaders, torch.device("cpu")).items()}
 
 

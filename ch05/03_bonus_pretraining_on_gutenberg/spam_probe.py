@@ -97,7 +97,7 @@ def accuracy(classifier: LastBlock, features, labels) -> float:
     return sum(right) / len(labels)
 
 
-def probe(model: FastGPT, seed: int, epochs: int = 8, lr: float = 5e-4) -> dict:
+def probe(model: FastGPT, seed: int, epochs: int = 8, lr: float = 1e-3) -> dict:
     """Train and return {"train", "validation", "test": share of right answers} of the epoch that is best on validation."""
     parts = balanced_split(load_spam_messages(), seed)
     tokenizer = gpt2_tokenizer()

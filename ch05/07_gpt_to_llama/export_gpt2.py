@@ -21,7 +21,7 @@ def hugging_face_config(cfg: dict, dtype: torch.dtype) -> dict:
         "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
         "vocab_size": cfg["vocab_size"], "n_positions": cfg["context_length"], "n_ctx": cfg["context_length"],
         "n_embd": cfg["emb_dim"], "n_head": cfg["n_heads"], "n_layer": cfg["n_layers"], "n_inner": None,
-        "attn_pdrop": cfg["drop_rate"], "embd_pdrop": cfg["drop_rate"], "resid_pdrop": cfg["drop_rate"],
+        "attn_pdrop": cfg.get("attn_drop_rate", cfg["drop_rate"]), "embd_pdrop": cfg["drop_rate"], "resid_pdrop": cfg["drop_rate"],
         "bos_token_id": END_OF_TEXT, "eos_token_id": END_OF_TEXT, "tie_word_embeddings": cfg["tied"],
         "torch_dtype": str(dtype).removeprefix("torch."),
     }  # fmt: skip
