@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import torch
@@ -142,6 +143,7 @@ def check_5_5(text_loss):
 @exercise("5.6", answer="load_gpt2")
 def check_5_6(load_gpt2):
     """Logits of small random GPT-2 models of three sizes against Hugging Face's."""
+    warnings.filterwarnings("ignore", message="IProgress not found")  # transformers would like nicer progress bars
     from transformers import GPT2Config, GPT2LMHeadModel  # here, because it takes seconds
     from transformers.utils.logging import disable_progress_bar
 
