@@ -334,3 +334,9 @@ def load_weights_into_gpt(gpt: nn.Module, params: dict) -> None:
             raise ValueError(f"weights do not match the configuration: {name}: {conflict}")
     for name, layer, attribute, array in pairs:
         setattr(layer, attribute, assign(getattr(layer, attribute), array))
+
+
+def config_of(settings: dict) -> dict:
+    """Return what the published settings of a GPT-2 fix of a GPTModel's configuration: the sizes, and biases in the projections."""
+    ours = {"n_vocab": "vocab_size", "n_ctx": "context_length", "n_embd": "emb_dim", "n_head": "n_heads", "n_layer": "n_layers"}
+    return {**{ours[key]: value for key, value in settings.items()}, "qkv_bias": True}

@@ -14,6 +14,7 @@ import safetensors
 import torch
 import torch.nn as nn
 from gpt_download import MODELS_DIR, SIZES, find_mini, read_settings, size_name
+from previous_chapters import config_of
 from safetensors.torch import load_file, save_file
 
 BASE_CONFIG = {"vocab_size": 50257, "context_length": 1024, "drop_rate": 0.0, "qkv_bias": True}  # what all of GPT-2 shares
@@ -23,8 +24,7 @@ RESERVE = 2**20  # bytes that writing leaves free
 
 def config_from_settings(settings: dict) -> dict:
     """Return a configuration for GPTModel from a published one (n_vocab, n_ctx, n_embd, n_head, n_layer)."""
-    ours = {"vocab_size": "n_vocab", "context_length": "n_ctx", "emb_dim": "n_embd", "n_layers": "n_layer", "n_heads": "n_head"}
-    return {**BASE_CONFIG, **{key: settings[theirs] for key, theirs in ours.items()}}
+    return {**BASE_CONFIG, **config_of(settings)}
 
 
 def model_config(model_size: str, models_dir: str | Path = MODELS_DIR) -> dict:
