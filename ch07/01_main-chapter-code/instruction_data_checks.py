@@ -25,7 +25,7 @@ from instruction_data_verifiers import (
 )
 
 FOLDER = Path(__file__).resolve().parent
-DATA_FILE = FOLDER / "instruction-data.json"
+DATA_FILE = Path(__file__).resolve().parent / "instruction-data.json"
 FAMILIES_FILE = FOLDER / "instruction-data-families.json"
 FIELDS = ("instruction", "input", "output")
 LONGEST = 60  # words: whoever says more than that is guessing or wandering
