@@ -1,38 +1,70 @@
-"""The files of this project, said once for every tool: what git tracks or would add; without git, what lies here."""
+"""The files of this project: what git tracks, or, without git, what lies in the folder and is not ignored.
+
+Every tool that looks through the repository asks here, so that environments, caches, what the course's programs write
+and (with git) a learner's own notes are nobody's finding. Works in a downloaded zip, with a repository that git refuses
+to read ("dubious ownership"), and inside another repository that knows nothing of this folder.
+"""
 
 import os
 import subprocess
+from fnmatch import fnmatch
 from pathlib import Path
 
-ELSEWHERE = {"venv", "env", "node_modules", "__pycache__", "runs", "build"}  # environments, caches, what programs write
-HIDDEN_BUT_OURS = {".github", ".ci", ".devcontainer"}
+SHOWN = {".github", ".ci", ".devcontainer"}  # hidden folders that belong to the project
+SKIPPED = {"venv", "env", "node_modules", "__pycache__", "runs", "build"}  # also where .gitignore is missing
 
 
-def tracked(root: Path, learners_own: bool = True) -> list[str]:
-    """Relative paths of the files, sorted; `learners_own=False` leaves out what git does not track (yet).
+def tracked(root, new=True) -> list:
+    """Sorted names of the project's files below `root`, relative to it, with forward slashes; all of them exist.
 
-    A zip without .git, a machine without git and a folder that git distrusts are walked; there all files count.
+    With `new`, files that git does not know yet but would add belong to it. A proof leaves them out (`new=False`): they
+    may be a learner's own.
     """
-    others = ["--others", "--exclude-standard"] if learners_own else []
+    names = set((git(root, "ls-files", "-z", "--cached") or "").split("\0")) - {""}
+    if names and new:
+        names |= set(git(root, "ls-files", "-z", "--others", "--exclude-standard").split("\0")) - {""}
+    return sorted(name for name in names or _walk(Path(root)) if (Path(root) / name).is_file())
+
+
+def find_files(paths: list, root: Path, *suffixes: str) -> list:
+    """The files below `paths` (files or folders) whose names end in a suffix, as absolute paths; without paths, the project's."""
+    found = set()
+    for path in [Path(p) for p in paths] or [root]:
+        if path.is_dir():
+            found |= {path / name for name in tracked(path, new=bool(paths)) if name.endswith(suffixes)}
+        elif path.is_file():
+            found.add(path)
+        else:
+            raise FileNotFoundError(f"no such file or folder: {path}")
+    return sorted(path.resolve() for path in found)
+
+
+def git(root, *arguments: str):
+    """What `git ARGUMENTS` prints in `root`; None without git, outside a repository, or where git refuses."""
     try:
-        command = ["git", "ls-files", "-z", "--cached", *others, "."]
-        answer = subprocess.run(command, cwd=root, capture_output=True, text=True, encoding="utf-8", check=True).stdout
-        if not git_knows(root):
-            raise OSError("the folder lies inside somebody else's repository")
-    except (OSError, subprocess.CalledProcessError):
-        return sorted(walk(Path(root)))
-    return sorted({name for name in answer.split("\0") if name and (Path(root) / name).is_file()})
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, encoding="utf-8", stdin=subprocess.DEVNULL)
+    except OSError:
+        return None
+    return done.stdout if done.returncode == 0 else None
 
 
-def git_knows(root: Path) -> bool:
-    """True if `root` is the top of its repository: a copy unpacked inside another one is walked."""
-    top = subprocess.run(["git", "rev-parse", "--show-cdup"], cwd=root, capture_output=True, text=True)
-    return top.returncode == 0 and not top.stdout.strip()
+def _walk(root: Path):
+    """Names of the files below `root`, without hidden folders, environments, and what its .gitignore names."""
+    ignore = root / ".gitignore"
+    lines = ignore.read_text(encoding="utf-8").splitlines() if ignore.is_file() else []
+    patterns = [".git", *(line.strip() for line in lines if line.strip() and not line.startswith("#"))]  # a worktree's .git is a file
+    for folder, subfolders, names in os.walk(root):
+        inside = Path(folder).relative_to(root)
+        subfolders[:] = [name for name in subfolders if _is_ours(name, Path(folder) / name, f"{(inside / name).as_posix()}/", patterns)]
+        yield from (name for name in ((inside / name).as_posix() for name in names) if not _ignored(name, patterns))
 
 
-def walk(root: Path):
-    """Every file below `root` but those of environments, caches and editors."""
-    for folder, names, files in os.walk(root):
-        names[:] = [n for n in names if n not in ELSEWHERE and (not n.startswith(".") or n in HIDDEN_BUT_OURS)]
-        names[:] = [n for n in names if not (Path(folder) / n / "pyvenv.cfg").exists()]
-        yield from ((Path(folder) / name).relative_to(root).as_posix() for name in files if name != ".DS_Store")
+def _is_ours(name: str, path: Path, inside: str, patterns: list) -> bool:
+    hidden = name.startswith(".") and name not in SHOWN
+    return not (hidden or name in SKIPPED or (path / "pyvenv.cfg").exists() or _ignored(inside, patterns))
+
+
+def _ignored(name: str, patterns: list) -> bool:
+    """True if a .gitignore with these lines ignores `name` (folders end in /); the last line that fits decides."""
+    fitting = [line for line in patterns if fnmatch(name, line.lstrip("!/")) or fnmatch(name, f"*/{line.lstrip('!')}")]
+    return bool(fitting) and not fitting[-1].startswith("!")
