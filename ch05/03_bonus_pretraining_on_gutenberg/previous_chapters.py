@@ -183,6 +183,16 @@ def create_dataloader_v1(
     return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last, num_workers=num_workers)
 
 
+def likely_encoding(data: bytes) -> str | None:
+    """Guess the encoding of bytes that are not UTF-8 text: UTF-16, else Windows-1252 (Latin-1 and more); None: not text."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):  # the byte-order mark of UTF-16
+        return "utf-16"
+    for encoding, high_bytes in (("utf-16-le", data[1::2]), ("utf-16-be", data[::2])):
+        if high_bytes.count(0) > len(high_bytes) / 2:  # those of Latin letters are zero
+            return encoding
+    return None if 0 in data else "cp1252"
+
+
 class OneLineParser(argparse.ArgumentParser):
     """argparse that shows defaults in --help and answers a bad call with one line on stderr and exit code 2."""
 

@@ -9,7 +9,7 @@ from statistics import mean
 import make_eval_data
 import pytest
 import torch
-from llama import SmolLM2Tokenizer, find_smollm2, read_gguf
+from llama import Llama3ModelFast, SmolLM2Tokenizer, find_smollm2, read_gguf
 
 FOLDER = Path(make_eval_data.__file__).parent
 KEYS = ["instruction", "input", "output", "model 1 response", "model 2 response"]
@@ -107,6 +107,21 @@ def test_batches_hold_every_entry_once():
     assert [len(inputs) for inputs, _ in batches].count(4) == 2 and sum(len(inputs) for inputs, _ in batches) == 11
     learned = sorted(int((row != make_eval_data.IGNORE).sum()) for _, targets in batches for row in targets)
     assert learned == sorted(len(tokenizer.encode("one " * number)) + 1 for number in range(1, 12))
+
+
+def test_an_answer_does_not_depend_on_the_batch_it_was_asked_in():
+    tokenizer = SmolLM2Tokenizer(read_gguf(find_smollm2())[0])
+    cfg = {"vocab_size": 49_152, "context_length": 64, "emb_dim": 16, "n_heads": 2, "n_layers": 2, "hidden_dim": 32, "n_kv_groups": 1,
+           "rope_base": 10_000.0, "rope_freq": None, "dtype": torch.float64}  # fmt: skip
+    model = Llama3ModelFast(cfg).double().eval()
+    with torch.no_grad():
+        for block in model.trf_blocks:  # or a model this small would look at the last token only
+            for weight in block.att.parameters():
+                weight *= 8
+    entries = [{"instruction": "Name " + "one " * length, "input": "", "output": ""} for length in (1, 7, 3)]
+    together = make_eval_data.answer_all(model, tokenizer, entries, torch.device("cpu"), max_new_tokens=6)
+    alone = make_eval_data.answer_all(model, tokenizer, entries, torch.device("cpu"), batch_size=1, max_new_tokens=6)
+    assert together == alone and len(set(together)) == 3
 
 
 @pytest.mark.parametrize("arguments", [["--epochs", "0"], ["--limit", "0"], ["--lr", "-1"]])
