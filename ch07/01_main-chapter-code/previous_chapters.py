@@ -15,7 +15,8 @@ def likely_encoding(data: bytes) -> str | None:
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):  # the byte-order mark of UTF-16
         return "utf-16"
     for encoding, high_bytes in (("utf-16-le", data[1::2]), ("utf-16-be", data[::2])):
-        if high_bytes.count(0) > len(high_bytes) / 2:  # those of Latin letters are zero
+        # those of Latin letters are zero; and text has no control characters but white space
+        if high_bytes.count(0) > len(high_bytes) / 2 and min(data.decode(encoding, "replace")) >= "\t":
             return encoding
     return None if 0 in data else "cp1252"
 

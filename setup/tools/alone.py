@@ -54,7 +54,6 @@ def copy_alone(folder: str, place: Path) -> Path:
     for name in [*PLUMBING, *(path for path in tracked(ROOT) if path.startswith(f"{folder}/"))]:
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, place / name)
-    shutil.rmtree(place / folder / "gpt2-mini", ignore_errors=True)
     return place / folder
 
 

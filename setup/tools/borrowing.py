@@ -179,7 +179,7 @@ class Family:
         elif module == self.name or any(s.name == module and s.folder == source.folder for s in self.sources):
             home = self.home.get(name)
             if home is None or self.sources.index(home) > self.sources.index(source):
-                raise Problem(f"{source.path} takes {name or 'the whole module'} from {module}, but no earlier source of {self.name} has it")
+                raise Problem(f"{source.path} takes {name or 'all'} from {module}, but no earlier source of {self.name} defines it")
             open_names.append((name, home))
         elif (self.root / source.folder / f"{module.split('.')[0]}.py").is_file():
             raise Problem(f"{source.path} uses {name or module} of {module}.py, which is no source of {self.name}: add it to copies.toml")
@@ -208,8 +208,8 @@ class Family:
         for source, statements in chosen:
             for statement in statements:
                 if "__file__" in statement.used:
-                    strings = [n.value for n in ast.walk(ast.parse(statement.text)) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
-                    found += [f"{source.folder}/{s}" for s in strings if re.fullmatch(r"[\w.-]+\.(?!py$)\w+", s)]
+                    constants = [node.value for node in ast.walk(ast.parse(statement.text)) if isinstance(node, ast.Constant)]
+                    found += [f"{source.folder}/{c}" for c in constants if re.fullmatch(r"[\w.-]+\.(?!py$)\w+", str(c))]
         return [path for path in found if (self.root / path).is_file()]
 
 

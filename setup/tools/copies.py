@@ -207,8 +207,8 @@ def orphans(root: Path, families: list[Family], copies: list[Copy]) -> list[str]
 def is_current(root: Path, copy: Copy) -> bool:
     """True if the target holds these bytes; a checkout that turned line ends of code into CRLF is accepted."""
     path = root / copy.target
-    there = path.read_bytes() if path.is_file() else None
-    return there == copy.content or (there is not None and path.suffix in (".py", ".ipynb") and there.replace(b"\r\n", b"\n") == copy.content)
+    there = path.read_bytes() if path.is_file() else b""
+    return copy.content in (there, there.replace(b"\r\n", b"\n") if path.suffix in (".py", ".ipynb") else there)
 
 
 def write(root: Path, copies: list[Copy], unneeded: list[str]) -> None:

@@ -51,11 +51,6 @@ def test_gradient_ratios_in_the_prose_fit_the_printed_ones():
     assert abs(shortcut[0] / shortcut[3] - 1) < 0.05, "from layer 3 back to layer 0 nothing is lost"
 
 
-def test_chapter_page_presents_the_alternatives_to_attention():
-    section = (FOLDER.parent / "README.md").read_text(encoding="utf-8").split("\n## Attention alternatives\n")[1]
-    assert all(f"`{name}`" in section for name in ["04_gqa", "05_mla", "06_swa", "08_deltanet"])
-
-
 def test_shares_in_the_prose_are_those_of_real_models():
     small, xl = on_paper(), on_paper(**gpt.MODEL_SIZES["gpt2-xl"])
     head, total = {}, {}
