@@ -20,21 +20,32 @@ def tracked(root, new=True) -> list:
     With `new`, files that git does not know yet but would add belong to it. A proof leaves them out (`new=False`): they
     may be a learner's own.
     """
-    root = Path(root)
-    names = _listed(root, "--cached")
+    names = set((git(root, "ls-files", "-z", "--cached") or "").split("\0")) - {""}
     if names and new:
-        names |= _listed(root, "--others", "--exclude-standard")
-    return sorted(name for name in names or _walk(root) if (root / name).is_file())
+        names |= set(git(root, "ls-files", "-z", "--others", "--exclude-standard").split("\0")) - {""}
+    return sorted(name for name in names or _walk(Path(root)) if (Path(root) / name).is_file())
 
 
-def _listed(root: Path, *which: str) -> set:
-    """What `git ls-files` answers in `root`; empty without git, outside a repository, or where git refuses."""
-    command = ["git", "ls-files", "-z", *which]
+def find_files(paths: list, root: Path, *suffixes: str) -> list:
+    """The files below `paths` (files or folders) whose names end in a suffix, as absolute paths; without paths, the project's."""
+    found = set()
+    for path in [Path(p) for p in paths] or [root]:
+        if path.is_dir():
+            found |= {path / name for name in tracked(path, new=bool(paths)) if name.endswith(suffixes)}
+        elif path.is_file():
+            found.add(path)
+        else:
+            raise FileNotFoundError(f"no such file or folder: {path}")
+    return sorted(path.resolve() for path in found)
+
+
+def git(root, *arguments: str):
+    """What `git ARGUMENTS` prints in `root`; None without git, outside a repository, or where git refuses."""
     try:
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, encoding="utf-8", stdin=subprocess.DEVNULL)
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, encoding="utf-8", stdin=subprocess.DEVNULL)
     except OSError:
-        return set()
-    return set(done.stdout.split("\0")) - {""} if done.returncode == 0 else set()
+        return None
+    return done.stdout if done.returncode == 0 else None
 
 
 def _walk(root: Path):
@@ -44,13 +55,12 @@ def _walk(root: Path):
     patterns = [".git", *(line.strip() for line in lines if line.strip() and not line.startswith("#"))]  # a worktree's .git is a file
     for folder, subfolders, names in os.walk(root):
         inside = Path(folder).relative_to(root)
-        subfolders[:] = [name for name in subfolders if _is_ours(name, Path(folder) / name, f"{(inside / name).as_posix()}/", patterns)]
+        visible = [name for name in subfolders if name in SHOWN or name not in SKIPPED and not name.startswith(".")]
+        subfolders[:] = [
+            name for name in visible
+            if not (Path(folder) / name / "pyvenv.cfg").exists() and not _ignored(f"{(inside / name).as_posix()}/", patterns)
+        ]
         yield from (name for name in ((inside / name).as_posix() for name in names) if not _ignored(name, patterns))
-
-
-def _is_ours(name: str, path: Path, inside: str, patterns: list) -> bool:
-    hidden = name.startswith(".") and name not in SHOWN
-    return not (hidden or name in SKIPPED or (path / "pyvenv.cfg").exists() or _ignored(inside, patterns))
 
 
 def _ignored(name: str, patterns: list) -> bool:
