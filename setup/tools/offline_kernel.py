@@ -23,7 +23,8 @@ from pathlib import Path
 TOOLS = Path(__file__).resolve().parent
 KERNEL_NAME = "offline-course"
 LOCAL_NAMES = {"", "localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback"}
-GUARDED_EVENTS = {"socket.connect", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"}
+TO_AN_ADDRESS = {"socket.connect", "socket.sendto", "socket.sendmsg"}  # audit events with (socket, address)
+TO_A_NAME = {"socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"}  # with (host, ...)
 
 _guard = {"installed": False, "active": False}
 
@@ -36,12 +37,9 @@ class OutsideAddressRefused(OSError):
 
 def is_local(host) -> bool:
     """True if `host` (a name, an address as text, or None) stands for this computer itself."""
-    if host is None:
-        return True
-    if isinstance(host, (bytes, bytearray)):
-        host = bytes(host).decode("utf-8", errors="replace")
-    name = str(host).split("%")[0].rstrip(".").lower()
-    if name in LOCAL_NAMES or name == socket.gethostname().lower():
+    text = bytes(host).decode("utf-8", errors="replace") if isinstance(host, (bytes, bytearray)) else str(host)
+    name = text.split("%")[0].rstrip(".").lower()
+    if host is None or name in LOCAL_NAMES or name == socket.gethostname().lower():
         return True
     try:
         address = ipaddress.ip_address(name)
@@ -51,26 +49,16 @@ def is_local(host) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
-def outside_host(event: str, args: tuple):
-    """Return the outside host that an audit event wants to reach, or None if it stays on this computer."""
-    if event not in GUARDED_EVENTS:
-        return None
-    if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
-        sock, address = args[0], args[1]
-        if sock.family not in (socket.AF_INET, socket.AF_INET6) or not isinstance(address, tuple):
-            return None  # a unix socket, or a datagram on a socket that is connected already
-        host = address[0]
-    else:
-        host = args[0]
-    return None if is_local(host) else host
-
-
 def _audit(event: str, args: tuple) -> None:
-    if not event.startswith("socket.") or not _guard["active"]:
+    if not _guard["active"] or not (event in TO_AN_ADDRESS or event in TO_A_NAME):
         return
-    host = outside_host(event, args)
-    if host is not None:
-        where = args[1] if event != "socket.getaddrinfo" and len(args) > 1 else host
+    where = host = args[0]
+    if event in TO_AN_ADDRESS:
+        sock, where = args[:2]
+        if sock.family not in (socket.AF_INET, socket.AF_INET6) or not isinstance(where, tuple):
+            return  # a unix socket, or a datagram on a socket that is connected already
+        host = where[0]
+    if not is_local(host):
         raise OutsideAddressRefused(f"outside address refused: {where!r} ({event}); notebooks and tests of this course run offline")
 
 
@@ -78,67 +66,54 @@ def install_guard() -> None:
     """Refuse outside addresses in this process from now on (an audit hook cannot be removed, only paused)."""
     if not _guard["installed"]:
         sys.addaudithook(_audit)
-        _guard["installed"] = True
-    _guard["active"] = True
+    _guard.update(installed=True, active=True)
 
 
 @contextlib.contextmanager
 def outside_allowed():
     """Pause the guard, for a test that is marked `network`."""
-    before = _guard["active"]
-    _guard["active"] = False
+    before, _guard["active"] = _guard["active"], False
     try:
         yield
     finally:
         _guard["active"] = before
 
 
-def write_kernelspec(data_dir: Path) -> str:
-    """Describe this kernel to Jupyter inside `data_dir` (to be listed in JUPYTER_PATH); return the kernel's name."""
-    data_dir = Path(data_dir)
-    folder = data_dir / "kernels" / KERNEL_NAME
+def announce(data_dir: Path) -> str:
+    """Describe this kernel to Jupyter inside `data_dir`, put that first in JUPYTER_PATH, and return the kernel's name."""
+    folder = Path(data_dir) / "kernels" / KERNEL_NAME
     folder.mkdir(parents=True, exist_ok=True)
     spec = {
         "argv": [sys.executable, str(TOOLS / "offline_kernel.py"), "-f", "{connection_file}"],
         "display_name": "Python 3 (offline)",
         "language": "python",
-        "env": {"IPYTHONDIR": str(data_dir / "ipython")},  # nobody's personal start-up files
+        "env": {"IPYTHONDIR": str(Path(data_dir) / "ipython")},  # nobody's personal start-up files
     }
     (folder / "kernel.json").write_text(json.dumps(spec, indent=1), encoding="utf-8")
+    others = [entry for entry in os.environ.get("JUPYTER_PATH", "").split(os.pathsep) if entry and entry != str(data_dir)]
+    os.environ["JUPYTER_PATH"] = os.pathsep.join([str(data_dir), *others])
     return KERNEL_NAME
 
 
-def announce(data_dir: Path) -> str:
-    """Write the kernelspec and put `data_dir` first in this process's JUPYTER_PATH; return the kernel's name."""
-    name = write_kernelspec(data_dir)
-    others = [entry for entry in os.environ.get("JUPYTER_PATH", "").split(os.pathsep) if entry and entry != str(data_dir)]
-    os.environ["JUPYTER_PATH"] = os.pathsep.join([str(data_dir), *others])
-    return name
-
-
-def load_shape_notes(shell) -> bool:
-    """Load `shapes.py` beside this file as an IPython extension; False if it is absent or switched off."""
+def load_shape_notes(shell) -> None:
+    """Load `shapes.py` beside this file as an IPython extension, unless it is absent or switched off."""
     path = TOOLS / "shapes.py"
-    if not path.exists() or os.environ.get("COURSE_SHAPE_NOTES", "1") == "0":
-        return False
-    spec = importlib.util.spec_from_file_location("_course_shapes", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    module.load_ipython_extension(shell)
-    return True
+    if path.exists() and os.environ.get("COURSE_SHAPE_NOTES", "1") != "0":
+        spec = importlib.util.spec_from_file_location("_course_shapes", path)
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        module.load_ipython_extension(shell)
 
 
-def main(argv=None) -> None:
+def main() -> None:
     """Start the kernel and serve it until Jupyter stops it."""
-    argv = list(sys.argv[1:] if argv is None else argv)
     sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != TOOLS]
     # A plain-test backend such as Agg would keep figures out of the notebook; ipykernel then chooses inline.
     os.environ.pop("MPLBACKEND", None)
     from ipykernel.kernelapp import IPKernelApp  # late: conftest.py uses the guard without Jupyter
 
     app = IPKernelApp.instance()
-    app.initialize([*argv, "--HistoryManager.enabled=False", "--IPKernelApp.log_level=ERROR"])
+    app.initialize([*sys.argv[1:], "--HistoryManager.enabled=False", "--IPKernelApp.log_level=ERROR"])
     install_guard()
     load_shape_notes(app.shell)
     app.start()

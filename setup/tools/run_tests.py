@@ -16,96 +16,70 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
+
+import psutil
+from notebook_budgets import missing_model, read_budgets
+from tracked import git, tracked
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = "setup/tools"
-STAGES = ("lint", "proofs", "unit", "notebooks")
-HEAVY = ("ch05/01_main-chapter-code/ch05.ipynb",)  # trains with all threads, so it runs alone
-SKIPPED_FOLDERS = {".venv", ".git", ".ipynb_checkpoints", "runs", "build", "node_modules"}
+BYTES_EACH = 3 * 10**9  # memory that a test process may need
+HEAVY_SECONDS, HEAVY_MEGABYTES = 60, 2000  # a notebook above either runs alone, with all threads
+CELL_SECONDS = 600  # a cell that takes longer hangs; pyproject.toml says the same of a test
 OFFLINE = {
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "GRADIO_ANALYTICS_ENABLED": "False",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-    "PYTHONUTF8": "1",
+    "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_ANALYTICS_ENABLED": "False",
+    "TOKENIZERS_PARALLELISM": "false", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUTF8": "1",
 }
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 @dataclass
 class Result:
-    """What one command did: how many of its parts passed and failed, and for how long it ran."""
+    """What one command did: how many of its parts passed, failed and were skipped, and for how long it ran."""
 
     name: str
     passed: int
     failed: int
-    seconds: float
+    skipped: int = 0
+    seconds: float = 0.0
     lines: list = field(default_factory=list)
 
-    @property
-    def ok(self):
-        return self.failed == 0
 
-
-def cores():
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def possible_workers():
+    """How many test processes the cores and the memory of this machine carry."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, psutil.virtual_memory().total // BYTES_EACH))
 
 
 def is_reference_platform():
     """True where stored outputs are compared exactly: Linux on x86-64, the pinned torch and numpy."""
     if platform.system() != "Linux" or platform.machine().lower() not in ("x86_64", "amd64") or sys.version_info < (3, 11):
         return False
-    from importlib.metadata import PackageNotFoundError, version
-
-    text = (ROOT / "setup/constraints.txt").read_text(encoding="utf-8")
-    for name in ("torch", "numpy"):
-        pinned = re.search(rf"^{name}==([^\s;]+)", text, flags=re.M).group(1)
-        try:
-            if version(name).split("+")[0] != pinned:
-                return False
-        except PackageNotFoundError:
-            return False
-    return True
+    pins = (ROOT / "setup/constraints.txt").read_text(encoding="utf-8").split()
+    return all(f"{name}=={version(name).split('+')[0]}" in pins for name in ("torch", "numpy"))
 
 
-def find_notebooks(root=ROOT):
-    """Every notebook but the learner editions (they fail on purpose and have tests of their own), slowest first."""
-    found = []
-    for path in root.rglob("*.ipynb"):
-        inside = path.relative_to(root)
-        if path.name != "exercises.ipynb" and not SKIPPED_FOLDERS.intersection(inside.parts):
-            found.append(inside.as_posix())
-    return sorted(found, key=lambda name: (-measured_seconds(root).get(name, 0.0), name))
-
-
-def measured_seconds(root=ROOT):
-    """Notebook -> seconds, from the measured table; empty before the first measurement."""
-    path = root / TOOLS / "budgets.json"
-    if not path.exists():
-        return {}
-    table = json.loads(path.read_text(encoding="utf-8"))
-    table = table.get("notebooks", table)
-    return {name: float(row["seconds"]) for name, row in table.items() if isinstance(row, dict) and "seconds" in row}
+def find_notebooks():
+    """(name, measured cost) of every notebook but the learner editions (they fail on purpose, in tests of their own), slowest first."""
+    costs = read_budgets(ROOT)
+    names = [name for name in tracked(ROOT, new=False) if name.endswith(".ipynb") and not name.endswith("exercises.ipynb")]
+    found = [(name, costs.get(name, {"seconds": 0.0, "peak_mb": 0})) for name in names]
+    return sorted(found, key=lambda pair: (-pair[1]["seconds"], pair[0]))
 
 
 def count(lines, returncode):
-    """(passed, failed) of one command: from pytest's closing line if there is one, else 1 or 0 by its exit code.
+    """(passed, failed, skipped) of one command: from pytest's closing line if there is one, else 1 or 0 by its exit code.
 
-    A skipped or expected failure is neither. A command that fails without naming a failed test counts as one failure.
+    An expected failure is neither. A command that fails without naming a failed test counts as one failure.
     """
-    passed = failed = 0
     for line in reversed(lines):
         if re.search(r"\b(passed|failed|error|errors|skipped|no tests ran)\b.* in [\d.:]+s", line):
-            numbers = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|error)", line)}
-            passed, failed = numbers.get("passed", 0), numbers.get("failed", 0) + numbers.get("error", 0)
-            break
-    else:
-        passed = 1 if returncode == 0 else 0
-    return passed, failed if failed or returncode == 0 else 1
+            numbers = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|error|skipped)", line)}
+            failed = numbers.get("failed", 0) + numbers.get("error", 0)
+            return numbers.get("passed", 0), failed or int(returncode != 0), numbers.get("skipped", 0)
+    return int(returncode == 0), int(returncode != 0), 0
 
 
 def run(name, command, env=None):
@@ -120,110 +94,91 @@ def run(name, command, env=None):
     for line in process.stdout:
         print(line, end="", flush=True)
         lines.append(line.rstrip("\n"))
-    returncode = process.wait()
-    passed, failed = count(lines, returncode)
-    result = Result(name, passed, failed, time.perf_counter() - started, lines)
-    print(f"--- {name}: {'ok' if result.ok else 'FAILED'}, {result.seconds / 60:.1f} min", flush=True)
+    result = Result(name, *count(lines, process.wait()), time.perf_counter() - started, lines)
+    print(f"--- {name}: {'FAILED' if result.failed else 'ok'}, {result.seconds / 60:.1f} min", flush=True)
     return result
 
 
+def pytest(name, *arguments, env=None):
+    return run(name, [sys.executable, "-m", "pytest", "-q", "--color=no", *arguments], env)
+
+
 def lint_stage(args):
-    yield run("ruff", [sys.executable, "-m", "ruff", "check", "."])
-    yield run("double quotes", [sys.executable, ".github/scripts/check_double_quotes.py", "--include-notebooks"])
+    excluded = [part for name in unknown_files() for part in ("--extend-exclude", name)]
+    yield run("ruff", [sys.executable, "-m", "ruff", "check", *excluded, "."])
 
 
 def proofs_stage(args):
-    yield run("copies", [sys.executable, f"{TOOLS}/copies.py", "--check"])
-    if args.fast:
-        return
-    yield run("notebook rules", [sys.executable, f"{TOOLS}/notebooks.py", "check"])
-    yield run("measured tables", [sys.executable, f"{TOOLS}/notebooks.py", "table", "--check"])
-    yield run("links", [sys.executable, f"{TOOLS}/links.py"])
-    yield run("shape notes", [sys.executable, f"{TOOLS}/shapes.py"], env=ONE_THREAD)
-
-
-def pytest_command(*arguments):
-    return [sys.executable, "-m", "pytest", "-q", "--color=no", *arguments]
+    proofs = ["copies.py --check", "notebooks.py check", "notebooks.py table --check", "links.py", "shapes.py"]
+    for proof in proofs[:1] if args.fast else proofs:
+        yield run(proof, [sys.executable, *f"{TOOLS}/{proof}".split()], ONE_THREAD)
 
 
 def unit_stage(args):
     selection = "not network and not gpu" + (" and not slow" if args.fast else "")
-    spread = ["-n", str(args.workers), "--dist", "loadfile"]
-    yield run("unit tests", pytest_command(*spread, "--durations=10", "-m", selection), env=ONE_THREAD)
+    yield pytest("unit tests", "-n", str(args.workers), "--dist", "loadfile", "--durations=10", "-m", selection, env=ONE_THREAD)
 
 
 def notebooks_stage(args):
-    """Light notebooks spread over the cores, each whole on one worker; heavy ones one at a time with all threads."""
-    notebooks = find_notebooks()
-    light = [name for name in notebooks if name not in HEAVY]
-    nbval = "--nbval" if is_reference_platform() and not args.lax else "--nbval-lax"
-    spread = ["-n", str(min(args.workers, 4, len(light))), "--dist", "loadfile", "--no-loadscope-reorder"]
+    """Light notebooks spread over the workers, each whole on one; heavy ones one at a time with all threads."""
+    light, heavy, missing = [], [], []
+    for name, cost in find_notebooks():
+        package = missing_model(json.loads((ROOT / name).read_text(encoding="utf-8"))["metadata"])
+        if package:
+            missing.append(f"{name}: not run, because the package {package} is not installed")
+        else:
+            (heavy if cost["seconds"] > HEAVY_SECONDS or cost["peak_mb"] > HEAVY_MEGABYTES else light).append(name)
+    how = ["--nbval" if is_reference_platform() and not args.lax else "--nbval-lax", f"--nbval-cell-timeout={CELL_SECONDS}"]
     if light:
-        yield run("notebooks", pytest_command(nbval, *spread, *light), env=ONE_THREAD)
-    for name in HEAVY:
-        if name in notebooks:
-            yield run(Path(name).name, pytest_command(nbval, "-p", "no:xdist", name))
+        yield pytest("notebooks", *how, "-n", str(args.workers), "--dist", "loadfile", "--no-loadscope-reorder", *light, env=ONE_THREAD)
+    for name in heavy:
+        yield pytest(Path(name).name, *how, "-p", "no:xdist", name)
+    if missing:
+        print("\n".join(["", *missing]))
+        failed = len(missing) if os.environ.get("CI") == "true" else 0  # there the package must be installed
+        yield Result("notebooks without a model", 0, failed, len(missing) - failed)
 
 
-def tree_state():
-    """What git sees as changed or new, or None outside a git checkout."""
-    try:
-        answer = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return set(answer.stdout.splitlines())
+STAGES = {"lint": lint_stage, "proofs": proofs_stage, "unit": unit_stage, "notebooks": notebooks_stage}
 
 
-def build_parser():
-    parser = argparse.ArgumentParser(description="Prove this repository right: lint, proofs, unit tests, notebooks.", allow_abbrev=False)
-    parser.add_argument("--fast", action="store_true", help="lint, copies and unit tests not marked slow")
-    parser.add_argument("--only", choices=STAGES, nargs="+", help="run these stages only")
-    parser.add_argument("--list", action="store_true", help="print the notebooks that are executed, and stop")
-    parser.add_argument("--lax", action="store_true", help="run notebooks without comparing stored outputs")
-    parser.add_argument("--workers", type=int, default=cores(), help="processes for tests and notebooks (default: cores, here %(default)s)")
-    return parser
+def unknown_files():
+    """Files that git would add but does not know: a learner's own, or a new part of the course that waits for `git add`."""
+    return sorted(set(tracked(ROOT)) - set(tracked(ROOT, new=False)))
 
 
 def main(argv=None):
-    """Run the stages; 0 if all passed, 1 if something failed, 2 for bad arguments."""
-    args = build_parser().parse_args(argv)
-    if args.workers < 1:
-        print(f"run_tests.py: error: --workers {args.workers} is below 1", file=sys.stderr)
-        return 2
-    if args.list:
-        print("\n".join(find_notebooks()))
-        return 0
-    wanted = args.only or (STAGES[:3] if args.fast else STAGES)
-    functions = {"lint": lint_stage, "proofs": proofs_stage, "unit": unit_stage, "notebooks": notebooks_stage}
-    before, results = tree_state(), []
-    for stage in wanted:
-        results.extend(functions[stage](args))
-    left = sorted((tree_state() or set()) - before) if before is not None else []
+    """Run the stages; 0 if all passed, 1 if something failed; bad arguments exit with 2."""
+    parser = argparse.ArgumentParser(description="Prove this repository right: lint, proofs, unit tests, notebooks.", allow_abbrev=False)
+    parser.add_argument("--fast", action="store_true", help="lint, copies and unit tests not marked slow")
+    parser.add_argument("--only", choices=STAGES, nargs="+", help="run these stages only")
+    parser.add_argument("--lax", action="store_true", help="run notebooks without comparing stored outputs")
+    number = {"type": int, "choices": range(1, 1000), "metavar": "N", "default": possible_workers()}
+    parser.add_argument("--workers", **number, help="processes for tests and notebooks (default: %(default)s)")
+    args = parser.parse_args(argv)
+    if unknown_files():
+        print(f"not proven, because git does not know them: {', '.join(unknown_files()[:10])}")
+    before = git(ROOT, "status", "--porcelain")
+    results = [result for stage in args.only or list(STAGES)[: 3 if args.fast else 4] for result in STAGES[stage](args)]
     if not args.only and not args.fast and before is not None:
-        results.append(Result("working tree unchanged", int(not left), int(bool(left)), 0.0))
-        for line in left:
-            print(f"left behind: {line}")
+        after = git(ROOT, "status", "--porcelain").splitlines()
+        left = [f"FAILED left behind: {line}" for line in after if line not in before.splitlines()]
+        results.append(Result("working tree unchanged", int(not left), int(bool(left)), lines=left))
     return report(results)
 
 
-def failures(result, most=12):
-    """The lines in which pytest names what failed, so that the end of a long log tells; at most `most` of them."""
-    named = [line for line in result.lines if line.startswith(("FAILED ", "ERROR "))]
-    return named[:most] + ([f"... and {len(named) - most} more"] if len(named) > most else [])
-
-
-def report(results):
-    """Print one line a command, what failed, and the total; return the exit status."""
-    print(f"\n{'':30} {'passed':>7} {'failed':>7} {'minutes':>8}")
-    for result in results:
-        mark = "" if result.ok else "   <-- FAILED"
-        print(f"{result.name:30} {result.passed:7d} {result.failed:7d} {result.seconds / 60:8.1f}{mark}")
-    for line in (line for result in results for line in failures(result)):
-        print(line)
-    passed, failed = sum(r.passed for r in results), sum(r.failed for r in results)
-    print(f"{'total':30} {passed:7d} {failed:7d} {sum(r.seconds for r in results) / 60:8.1f}\n")
-    print(f"{passed} passed, {failed} failed", flush=True)
-    return 1 if failed else 0
+def report(results, most=12):
+    """Print one line a command, at most `most` lines of each that name what failed, and the total; return the exit status."""
+    total = Result("total", *(sum(getattr(r, key) for r in results) for key in ("passed", "failed", "skipped", "seconds")))
+    print(f"\n{'':30} {'passed':>7} {'failed':>7} {'skipped':>7} {'minutes':>8}")
+    for r in [*results, total]:
+        mark = "   <-- FAILED" if r.failed and r is not total else ""
+        print(f"{r.name:30} {r.passed:7d} {r.failed:7d} {r.skipped:7d} {r.seconds / 60:8.1f}{mark}")
+    for r in results:
+        named = [line for line in r.lines if line.startswith(("FAILED ", "ERROR "))]
+        print("".join(f"{line}\n" for line in named[:most]) + (f"... and {len(named) - most} more\n" if len(named) > most else ""), end="")
+    print(f"\n{total.passed} passed, {total.failed} failed", flush=True)
+    return 1 if total.failed else 0
 
 
 if __name__ == "__main__":

@@ -55,13 +55,12 @@ def _walk(root: Path):
     patterns = [".git", *(line.strip() for line in lines if line.strip() and not line.startswith("#"))]  # a worktree's .git is a file
     for folder, subfolders, names in os.walk(root):
         inside = Path(folder).relative_to(root)
-        subfolders[:] = [name for name in subfolders if _is_ours(name, Path(folder) / name, f"{(inside / name).as_posix()}/", patterns)]
+        visible = [name for name in subfolders if name in SHOWN or name not in SKIPPED and not name.startswith(".")]
+        subfolders[:] = [
+            name for name in visible
+            if not (Path(folder) / name / "pyvenv.cfg").exists() and not _ignored(f"{(inside / name).as_posix()}/", patterns)
+        ]
         yield from (name for name in ((inside / name).as_posix() for name in names) if not _ignored(name, patterns))
-
-
-def _is_ours(name: str, path: Path, inside: str, patterns: list) -> bool:
-    hidden = name.startswith(".") and name not in SHOWN
-    return not (hidden or name in SKIPPED or (path / "pyvenv.cfg").exists() or _ignored(inside, patterns))
 
 
 def _ignored(name: str, patterns: list) -> bool:

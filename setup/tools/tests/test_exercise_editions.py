@@ -1,15 +1,14 @@
 """Every learner edition (exercises.ipynb) runs offline and fails exactly at the checks of its unsolved exercises."""
 
-import os
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
+from tracked import tracked
 
 ROOT = Path(__file__).resolve().parents[3]
-SKIPPED = {".git", ".venv", "venv", "node_modules", ".ipynb_checkpoints"}
 CELLS = {  # the smallest edition: its parts in order
     "tools": 'class CheckFailed(AssertionError):\n    pass\n\n\ndef check(f):\n    raise CheckFailed("1.1 is not solved yet: write f")',
     "stub": 'def f():\n    raise NotImplementedError("exercise 1.1")',
@@ -18,12 +17,8 @@ CELLS = {  # the smallest edition: its parts in order
 
 
 def editions() -> list[Path]:
-    """Every exercises.ipynb below the repository root, environments left out."""
-    found = []
-    for folder, subfolders, names in os.walk(ROOT):
-        subfolders[:] = sorted(set(subfolders) - SKIPPED)
-        found += [Path(folder) / name for name in names if name == "exercises.ipynb"]
-    return found
+    """Every exercises.ipynb of this repository."""
+    return [ROOT / name for name in tracked(ROOT, new=False) if name.endswith("/exercises.ipynb")]
 
 
 @pytest.fixture(scope="session")
@@ -42,15 +37,15 @@ def faults(path: Path, kernel: str) -> list[str]:
         notebook, timeout=300, kernel_name=kernel, allow_errors=True, resources={"metadata": {"path": str(path.parent)}}
     ).execute()
     found = [] if any("check" in cell.metadata.get("tags", []) for cell in notebook.cells) else ["no cell is tagged `check`"]
-    for number, cell in enumerate(notebook.cells, 1):
+    for cell in notebook.cells:
         error = next((output for output in cell.get("outputs", []) if output.output_type == "error"), None)
         is_check = "check" in cell.metadata.get("tags", [])
         if error and not is_check:
-            found.append(f"cell {number} is no check but stops with {error.ename}: {error.evalue}")
+            found.append(f"cell {cell.id} is no check but stops with {error.ename}: {error.evalue}")
         if is_check and not error:
-            found.append(f"cell {number} is the check of an unsolved exercise but passes")
+            found.append(f"cell {cell.id} is the check of an unsolved exercise but passes")
         if is_check and error and (error.ename != "CheckFailed" or "not solved yet" not in error.evalue):
-            found.append(f"cell {number} should say that its exercise is not solved yet, says {error.ename}: {error.evalue}")
+            found.append(f"cell {cell.id} should say that its exercise is not solved yet, says {error.ename}: {error.evalue}")
     return found
 
 
@@ -60,8 +55,8 @@ def test_a_learner_edition_fails_exactly_at_its_checks_and_says_what_to_do(path,
     assert faults(path, kernel) == []
 
 
-def edition(folder: Path, *cells: str, tagged: int | None = None) -> Path:
-    notebook = new_notebook(cells=[new_code_cell(source) for source in cells])
+def edition(folder: Path, cells: dict, tagged: int | None = None) -> Path:
+    notebook = new_notebook(cells=[new_code_cell(source, id=name) for name, source in cells.items()])
     if tagged is not None:
         notebook.cells[tagged].metadata["tags"] = ["check"]
     nbformat.write(notebook, folder / "exercises.ipynb")
@@ -69,20 +64,20 @@ def edition(folder: Path, *cells: str, tagged: int | None = None) -> Path:
 
 
 def test_an_unsolved_edition_passes_this_test(tmp_path, kernel):
-    assert faults(edition(tmp_path, *CELLS.values(), tagged=2), kernel) == []
+    assert faults(edition(tmp_path, CELLS, tagged=2), kernel) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "change, tagged, message",
     [
-        ({"stub": "f()"}, 2, "cell 2 is no check but stops with NameError"),
-        ({"call": "pass"}, 2, "cell 3 is the check of an unsolved exercise but passes"),
-        ({"call": "f()"}, 2, "cell 3 should say that its exercise is not solved yet, says NotImplementedError"),
-        ({"call": "raise CheckFailed('no')"}, 2, "cell 3 should say that its exercise is not solved yet, says CheckFailed: no"),
+        ({"stub": "f()"}, 2, "cell stub is no check but stops with NameError"),
+        ({"call": "pass"}, 2, "cell call is the check of an unsolved exercise but passes"),
+        ({"call": "f()"}, 2, "cell call should say that its exercise is not solved yet, says NotImplementedError"),
+        ({"call": "raise CheckFailed('no')"}, 2, "cell call should say that its exercise is not solved yet, says CheckFailed: no"),
         ({}, None, "no cell is tagged"),
     ],
 )
 def test_each_fault_of_an_edition_is_found(tmp_path, kernel, change, tagged, message):
-    found = faults(edition(tmp_path, *{**CELLS, **change}.values(), tagged=tagged), kernel)
+    found = faults(edition(tmp_path, {**CELLS, **change}, tagged=tagged), kernel)
     assert found and found[0].startswith(message)

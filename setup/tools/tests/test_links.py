@@ -1,7 +1,6 @@
 """links.py finds dead links, dead anchors and bad images in markdown and notebooks, and stays quiet about good ones."""
 
-import http.server
-import threading
+import subprocess
 
 import links
 import pytest
@@ -68,7 +67,7 @@ def test_good_references_pass(site, text):
         ('<img src="http://example.org/a.png" alt="a">', "another host"),
         ('<a href="gone.md">x</a>', "dead link"),
         ("[a]\n\n[a]: gone.md", "dead link"),
-        ("[a](../outside)", "dead link"),
+        ("[a](../outside)", "out of the repository"),
         ("[a](book.ipynb#gone)", "dead anchor"),
         ("![a](data:image/png;base64,AAAA)", "embedded"),
     ],
@@ -85,9 +84,10 @@ def test_a_link_out_of_the_repository_is_found(site):
 
 
 def test_notebook_findings_name_the_cell_and_the_command_ends_with_1(site, capsys):
-    write_notebook(new_notebook(cells=[new_markdown_cell("fine"), new_markdown_cell("[a](gone.md)")]), site / "bad.ipynb")
+    cells = [new_markdown_cell("fine"), new_markdown_cell("[a](gone.md)", id="a1b2c3")]
+    write_notebook(new_notebook(cells=cells), site / "bad.ipynb")
     assert links.main(["--root", str(site), str(site)]) == 1
-    assert capsys.readouterr().out.splitlines() == ["bad.ipynb: cell 1: dead link: gone.md; correct the path or add the file"]
+    assert capsys.readouterr().out.splitlines() == ["bad.ipynb: cell a1b2c3: dead link: gone.md; correct the path or add the file to git"]
     assert links.main(["--root", str(site), str(site / "page.md")]) == 0
 
 
@@ -100,48 +100,23 @@ def test_environments_and_hidden_folders_are_skipped_but_not_github(site, capsys
 
 
 def test_missing_path_is_one_line_and_status_2(tmp_path, capsys):
-    assert links.main([str(tmp_path / "gone.md")]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    with pytest.raises(SystemExit) as stopped:
+        links.main([str(tmp_path / "gone.md")])
+    assert stopped.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
 
 
-class Server(http.server.BaseHTTPRequestHandler):
-    """Knows /good; refuses HEAD on /get-only; answers /flaky from the third request on."""
-
-    asked = []
-
-    def answer(self, method):
-        self.asked.append((method, self.path))
-        tries = sum(path == self.path for _, path in self.asked)
-        good = self.path == "/good" or (self.path == "/get-only" and method == "GET") or (self.path == "/flaky" and tries >= 3)
-        self.send_response(200 if good else 404)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def do_HEAD(self):
-        self.answer("HEAD")
-
-    def do_GET(self):
-        self.answer("GET")
-
-    def log_message(self, *args):
-        pass
+def test_a_target_that_git_ignores_is_dead_for_everybody_else(site):
+    subprocess.run(["git", "init", "-q"], cwd=site, check=True)
+    (site / ".gitignore").write_text("*.log\n", encoding="utf-8")
+    (site / "run.log").write_text("", encoding="utf-8")
+    subprocess.run(["git", "add", "."], cwd=site, check=True)
+    assert "dead link" in found(site, "[a](run.log)")[0]
+    assert found(site, "[a](page.md)") == []
 
 
-def test_external_probe_retries_falls_back_to_get_and_asks_each_address_once(site, capsys, monkeypatch):
-    monkeypatch.setenv("CHECK_LINKS_RETRIES", "1")
-    monkeypatch.setenv("CHECK_LINKS_RETRY_BACKOFF", "0.01")
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    base = f"http://127.0.0.1:{server.server_port}"
-    (site / "page.md").write_text(
-        f"[1]({base}/good) [2]({base}/good#x) <{base}/get-only> [3]({base}/flaky)\n[4]({base}/gone)", encoding="utf-8"
-    )
-    try:
-        assert links.main(["--external", "--root", str(site), str(site / "page.md")]) == 1
-    finally:
-        server.shutdown()
-        server.server_close()
-    assert capsys.readouterr().out.splitlines() == [f"page.md: line 2: {base}/gone does not answer (HTTP 404); replace the link"]
-    assert Server.asked.count(("HEAD", "/good")) == 1
+def test_a_learners_own_page_is_left_alone_unless_it_is_named(site, capsys):
+    subprocess.run(["git", "init", "-q"], cwd=site, check=True)
+    subprocess.run(["git", "add", "."], cwd=site, check=True)
+    (site / "notes.md").write_text("[a](gone.md)", encoding="utf-8")
+    assert links.main(["--root", str(site)]) == 0
+    assert links.main(["--root", str(site), str(site / "notes.md")]) == 1

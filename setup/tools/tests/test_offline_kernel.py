@@ -59,20 +59,43 @@ def test_unix_sockets_work():
         assert client.getpeername() == "s"
 
 
+MARKED = """
+import socket
+import pytest
+
+def refused():
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(("192.0.2.7", 9))  # sends nothing yet
+    except OSError as error:
+        return "outside address refused" in str(error)
+    return False
+
 @pytest.mark.network
-def test_a_network_test_may_leave():
-    with pytest.raises(OSError) as caught:
-        socket.socket().connect(("127.0.0.1", 1))
-    assert "refused: " not in str(caught.value)
+def test_marked():
+    assert not refused()
+
+def test_plain():
+    assert refused()
+"""
 
 
-def test_the_guard_can_be_paused_for_network_tests():
-    own_copy = offline_kernel._guard  # conftest.py holds another copy of this module, whose guard stays on
-    own_copy["active"] = True
-    with offline_kernel.outside_allowed():
-        assert not own_copy["active"]
-    assert own_copy["active"]
-    own_copy["active"] = False
+def plumbing(folder):
+    """A copy of what makes pytest offline."""
+    (folder / "setup" / "tools").mkdir(parents=True)
+    for name in ("conftest.py", "pyproject.toml", "setup/tools/offline_kernel.py"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def run_pytest(folder, *arguments, **more):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
+    command = [sys.executable, "-m", "pytest", "-q", "--color=no", "-p", "no:cacheprovider", *arguments]
+    return subprocess.run(command, cwd=folder, env={**environment, **more}, capture_output=True, text=True, timeout=120).stdout
+
+
+def test_a_test_marked_network_may_leave_and_the_next_one_may_not(tmp_path):
+    (plumbing(tmp_path) / "test_leaving.py").write_text(MARKED, encoding="utf-8")
+    assert "2 passed" in run_pytest(tmp_path, "-p", "no:xdist", "-m", "", "test_leaving.py")
 
 
 # ---- notebooks, as `pytest --nbval` runs them ------------------------------------------------------------------------
@@ -106,10 +129,7 @@ def notebook(path, *cells):
 @pytest.fixture(scope="module")
 def nbval_lines(tmp_path_factory):
     """One nbval run, without any flag but --nbval, over a copy of the plumbing and two notebooks; returns its report lines."""
-    repo = tmp_path_factory.mktemp("repo")
-    (repo / "setup" / "tools").mkdir(parents=True)
-    for name in ("conftest.py", "pyproject.toml", "setup/tools/offline_kernel.py"):
-        shutil.copy(ROOT / name, repo / name)
+    repo = plumbing(tmp_path_factory.mktemp("repo"))
     notebook(
         repo / "facts.ipynb",
         ("print('same')", [stream("same\n")]),
@@ -122,10 +142,7 @@ def nbval_lines(tmp_path_factory):
         ("1 + 1", [new_output("execute_result", data={"text/plain": "3"}, execution_count=8)]),
     )
     notebook(repo / "exercises.ipynb", ("1 / 0", []))
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
-    command = [sys.executable, "-m", "pytest", "--nbval", "-rA", "-q", "--color=no", "-p", "no:cacheprovider", "."]
-    done = subprocess.run(command, cwd=repo, env={**environment, "MPLBACKEND": "Agg"}, capture_output=True, text=True, timeout=120)
-    return done.stdout.splitlines()
+    return run_pytest(repo, "--nbval", "-rA", ".", MPLBACKEND="Agg").splitlines()
 
 
 def outcome(lines, notebook_name, cell):
