@@ -1,11 +1,12 @@
 """Test plumbing for the whole course: nothing here checks anything by itself.
 
-Five services, all automatic:
+Six services, all automatic:
 - `import dataloader` in FOLDER/tests/test_*.py means FOLDER/dataloader.py, although other folders have modules of the
   same name (`FolderImports`);
 - connections to other computers are refused unless a test is marked `network`; this covers notebooks too, because
   `pytest --nbval` runs them in the offline kernel of setup/tools/offline_kernel.py;
 - notebook kernels listen on sockets of their own, so that many can start at the same moment;
+- the shape notes of every module are checked while tests run it (setup/tools/shapes.py); a false one fails the test;
 - every test starts from seed 123 and in an empty temporary working folder;
 - fixture `offline_kernel`: the name of that kernel, for tests that start one through nbclient.
 """
@@ -25,16 +26,16 @@ ROOT = Path(__file__).resolve().parent
 SEED = 123
 
 
-def _load_offline_kernel():
-    """Import setup/tools/offline_kernel.py under a private name: tests of the tools import their own copy."""
-    spec = importlib.util.spec_from_file_location("_course_offline_kernel", ROOT / "setup" / "tools" / "offline_kernel.py")
+def _load_tool(name: str):
+    """Import setup/tools/NAME.py under a private name: tests of the tools import their own copy."""
+    spec = importlib.util.spec_from_file_location(f"_course_{name}", ROOT / "setup" / "tools" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 
 
-offline = _load_offline_kernel()
+offline = _load_tool("offline_kernel")
 
 
 def folder_of(path: Path) -> Path:
@@ -114,7 +115,11 @@ def pytest_configure(config):
     kernel_name = offline.announce(config._course_jupyter)
     os.environ.setdefault("MPLBACKEND", "Agg")  # for plain tests; the kernel drops it again
     option = config.option
-    if getattr(option, "nbval", False) or getattr(option, "nbval_lax", False):
+    of_notebooks = getattr(option, "nbval", False) or getattr(option, "nbval_lax", False)
+    # A folder that was copied alone comes without the tools; kernels of notebooks watch their own cells.
+    watched = not of_notebooks and (ROOT / "setup" / "tools" / "shapes.py").exists()
+    config._course_shapes = _load_tool("shapes").TestShapes() if watched else None
+    if of_notebooks:
         if not option.nbval_kernel_name and not option.nbval_current_env:
             option.nbval_kernel_name = kernel_name
         if getattr(option, "dist", "no") in ("load", "worksteal"):
@@ -122,6 +127,8 @@ def pytest_configure(config):
 
 
 def pytest_unconfigure(config):
+    if getattr(config, "_course_shapes", None) is not None:
+        config._course_shapes.finish()
     folder = getattr(config, "_course_jupyter", None)
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -156,6 +163,16 @@ def pytest_runtest_protocol(item, nextitem):
         with offline.outside_allowed():
             return (yield)
     return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Fail a test that met a false shape note, also where the code under test swallowed the error."""
+    try:
+        return (yield)
+    finally:
+        if item.config._course_shapes is not None:
+            item.config._course_shapes.after_test()
 
 
 @pytest.fixture(autouse=True)

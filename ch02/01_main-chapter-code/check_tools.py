@@ -5,7 +5,6 @@ answer, compares with an independent oracle through `expect_equal` or `expect_cl
 Cells that draw a learner's own output call the answer through `attempt`, which survives an exercise not solved yet.
 """
 
-import argparse
 import functools
 import runpy
 import sys
@@ -14,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from dataloader import OneLineParser
 
 STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
 CHECKS = {}  # exercise number -> (check function, name the answer has in a learner's file)
@@ -67,7 +67,7 @@ def learner_line(error: Exception) -> str:
     while trace:
         filename = trace.tb_frame.f_code.co_filename
         foreign = "site-packages" in filename or filename.startswith(("<frozen", STANDARD_LIBRARY))
-        if not foreign and Path(filename).name not in ("check_tools.py", "exercise_checks.py"):
+        if not foreign and Path(filename).name not in (Path(__file__).name, "exercise_checks.py"):
             place = f" (line {trace.tb_lineno} of {'your cell' if 'ipykernel' in filename else Path(filename).name})"
         trace = trace.tb_next
     return place
@@ -120,16 +120,9 @@ def passed(number: str, note: str = "") -> None:
     print(f"exercise {number}: passed" + (f" ({note})" if note else ""))
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """argparse that answers a bad call with one line on stderr and exit code 2."""
-
-    def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
-def main(argv: list[str] | None = None) -> int:
+def run_checks(argv: list[str] | None = None) -> int:
     """`python exercise_checks.py 2.1 my_answer.py`: 0 if right, 1 if not, 2 with one line for a bad call."""
-    parser = OneLineParser(description="Check an answer to an exercise.", allow_abbrev=False)
+    parser = OneLineParser("Check an answer to an exercise.")
     parser.add_argument("number", help=f"one of: {', '.join(CHECKS)}")
     parser.add_argument("file", help="Python file that defines the answer")
     args = parser.parse_args(argv)

@@ -195,15 +195,35 @@ def create_dataloader_v1(
     return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last, num_workers=num_workers)
 
 
+def likely_encoding(data: bytes) -> str | None:
+    """Guess the encoding of bytes that are not UTF-8 text: UTF-16, else Windows-1252 (Latin-1 and more); None: not text."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):  # the byte-order mark of UTF-16
+        return "utf-16"
+    for encoding, high_bytes in (("utf-16-le", data[1::2]), ("utf-16-be", data[::2])):
+        # those of Latin letters are zero; and text has no control characters but white space
+        if high_bytes.count(0) > len(high_bytes) / 2 and min(data.decode(encoding, "replace")) >= "\t":
+            return encoding
+    return None if 0 in data else "cp1252"
+
+
 def read_text(path: str | Path) -> str:
-    """Return the contents of a UTF-8 text file; ValueError with one clear line if it is missing, empty or not text."""
+    """Return the contents of a UTF-8 text file; a byte-order mark, which Windows editors write, is dropped.
+
+    ValueError with one clear line if it is missing, empty or not UTF-8; the line names the likely encoding and how to convert.
+    """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise ValueError(f"{path} is not UTF-8 text") from None
+        text = "\0"
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from None
+    if "\0" in text:  # UTF-16 without a mark can pass for UTF-8 full of zeros
+        encoding = likely_encoding(path.read_bytes())
+        if encoding is None:
+            raise ValueError(f"{path} is not text")
+        convert = f"from pathlib import Path; Path('utf8.txt').write_text(Path(r'{path}').read_text('{encoding}'), 'utf-8')"
+        raise ValueError(f'{path} is not UTF-8 but probably {encoding}: save it as UTF-8, or run: python -c "{convert}"')
     if not text.strip():
         raise ValueError(f"{path} is empty")
     return text

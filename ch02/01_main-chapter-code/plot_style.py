@@ -11,9 +11,7 @@
 import base64
 import io
 
-import matplotlib.pyplot as plt
-from IPython.display import display
-from PIL import Image
+# Drawing libraries are imported where they are used: scripts that borrow anything from the same module start without them.
 
 # The eight colors of Masataka Okabe and Kei Ito, "Color Universal Design" (2008).
 COLORS = {
@@ -30,6 +28,8 @@ COLORS = {
 
 def use_course_style() -> None:
     """Set matplotlib's defaults for the figures that follow."""
+    import matplotlib.pyplot as plt
+
     plt.rcParams.update(
         {
             "figure.figsize": (6.5, 3.2),
@@ -51,8 +51,12 @@ def use_course_style() -> None:
     )
 
 
-def show(fig: plt.Figure, alt: str) -> None:
-    """Display a figure with a description that screen readers speak, then close it."""
+def show(fig, alt: str) -> None:
+    """Display a matplotlib figure with a description that screen readers speak, then close it."""
+    import matplotlib.pyplot as plt
+    from IPython.display import display
+    from PIL import Image
+
     if not alt.strip():
         raise ValueError("a figure needs alt text: one sentence saying what it shows")
     drawn, packed = io.BytesIO(), io.BytesIO()

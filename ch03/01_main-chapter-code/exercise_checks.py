@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from check_tools import exercise, expect_close, expect_equal, fail, main, passed
 from multihead_attention import MultiHeadAttention, MultiHeadAttentionWrapper, SelfAttention_v1, SelfAttention_v2
+from previous_chapters import exercise, expect_close, expect_equal, fail, passed, run_checks
 from torch.utils.flop_counter import FlopCounterMode
 
 NO_ERROR = "no error"
@@ -20,7 +20,7 @@ NO_ERROR = "no error"
 def picture(make_tables: Callable[[], dict[str, torch.Tensor]], alt: str, same_colors: bool = False) -> None:
     """Draw tables side by side as heat maps, title above each; one line instead if there is nothing that can be drawn."""
     import matplotlib.pyplot as plt
-    from plot_style import show, use_course_style
+    from previous_chapters import show, use_course_style
 
     try:
         tables = {title: torch.as_tensor(table).detach().float() for title, table in make_tables().items()}
@@ -207,4 +207,4 @@ def check_3_9(streaming_attention: Callable) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_checks())

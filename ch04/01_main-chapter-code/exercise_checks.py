@@ -7,9 +7,8 @@ import sys
 
 import torch
 import torch.nn as nn
-from check_tools import exercise, expect_close, expect_equal, fail, main, passed
 from gpt import GPT_CONFIG_124M, MODEL_SIZES, FeedForward, GPTModel, generate_text_simple, tie_weights
-from previous_chapters import MultiHeadAttention
+from previous_chapters import MultiHeadAttention, exercise, expect_close, expect_equal, fail, passed, run_checks
 from torch.utils.flop_counter import FlopCounterMode
 
 TINY = {"vocab_size": 40, "context_length": 12, "emb_dim": 16, "n_heads": 4, "n_layers": 3, "drop_rate": 0.0, "qkv_bias": False}
@@ -219,4 +218,4 @@ def check_4_7(gpt_forward):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_checks())

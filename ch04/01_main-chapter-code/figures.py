@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from plot_style import COLORS, use_course_style
+from previous_chapters import COLORS, use_course_style
 
 SOFT = {"blue": "#CFE3F2", "orange": "#FBE6BF", "green": "#C7EBDD", "red": "#F6D5C2", "gray": "#EEEEEE"}
 

@@ -15,11 +15,10 @@ from pathlib import Path
 
 import torch
 import torch.nn as nn
-from check_tools import exercise, expect_close, expect_equal, fail, main, passed
 from checkpoints import TrainingState, save_checkpoint
 from gpt_generate import generate
 from gpt_train import calc_loss_batch, create_split_loaders, train_model_simple
-from previous_chapters import GPTModel, gpt2_tokenizer
+from previous_chapters import GPTModel, exercise, expect_close, expect_equal, fail, gpt2_tokenizer, passed, run_checks
 
 TINY_CONFIG = {
     "vocab_size": 50257, "context_length": 12, "emb_dim": 8, "n_heads": 2, "n_layers": 1, "drop_rate": 0.1, "qkv_bias": False,
@@ -263,4 +262,4 @@ def check_5_10(clip_gradients):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_checks())

@@ -72,7 +72,7 @@ def loop() -> plt.Figure:
     boxes = [
         (1, "text", "Nell looked at", GRAY),
         (18.2, "token ids", "(1, num_tokens)", SKY),
-        (35.4, "GPT", "162 million weights", ORANGE),
+        (35.4, "GPT", "29 million weights", ORANGE),
         (52.6, "logits, last position", "(1, vocab_size)", SKY),
         (69.8, "next id", "argmax, or a draw", GREEN),
     ]
@@ -126,7 +126,7 @@ def recipe() -> plt.Figure:
 
 
 def windows() -> plt.Figure:
-    """From a row of tokens to windows, targets and batches (context of four instead of 256)."""
+    """From a row of tokens to windows, targets and batches (context of four instead of 128)."""
     fig, ax = canvas(8.6, 4.0)
     label(ax, 43, 37.5, "Windows of the text; targets are one token later (here: context 4)", 12, weight="bold")
     tokens = ["So", "the", "town", "lived", "by", "the", "hand", "and", "the", "bell", ".", "They", "ate"]
@@ -153,7 +153,7 @@ def step() -> plt.Figure:
     """One training step as a circle of five boxes."""
     fig, ax = canvas(8.6, 3.6)
     label(ax, 43, 33.5, "One training step: four lines of code", 12, weight="bold")
-    box(ax, 2, 18, 14, 8, "next batch\n(2, 256) ids", GRAY)
+    box(ax, 2, 18, 14, 8, "next batch\n(4, 128) ids", GRAY)
     box(ax, 22, 18, 17, 8, "forward\nlogits, then the loss", SKY)
     box(ax, 45, 18, 17, 8, "loss.backward()\na gradient per weight", ORANGE)
     box(ax, 68, 18, 16, 8, "optimizer.step()\nmove the weights", GREEN)

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import torch
 import torch.nn as nn
-import training_tools as tools
 from checkpoints import TrainingState, read_checkpoint, remaining_batches, restore_checkpoint, save_atomically, save_checkpoint
 from gpt_generate import text_to_token_ids, token_ids_to_text
 from matplotlib.figure import Figure
 from previous_chapters import (
     GPT_CONFIG_124M,
+    STORY_FILE,
     GPTModel,
     OneLineParser,
     create_dataloader_v1,
@@ -35,9 +35,25 @@ from previous_chapters import (
 )
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+from training_tools import (
+    PrintAboveBar,
+    float_from_zero,
+    fuse_gelu,
+    fused_adamw_works,
+    peak_memory_gb,
+    positive_float,
+    prepare_folder,
+    use_precision,
+)
 
-STORY_FILE = Path(__file__).resolve().parent / "the-tide-clock.txt"
 START_CONTEXT = "Mrs. Tamsett looked at the clock"
+
+# Small enough to learn the story in two minutes on a laptop. Without dropout, because here it is to learn by heart.
+STORY_CONFIG = {**GPT_CONFIG_124M, "context_length": 128, "emb_dim": 256, "n_heads": 4, "n_layers": 4, "drop_rate": 0.0}
+RUNS = {  # model size -> (configuration, settings that go with it)
+    "story": (STORY_CONFIG, {"epochs": 12, "batch_size": 4, "lr": 2e-3}),
+    "124M": ({**GPT_CONFIG_124M, "context_length": 256}, {"epochs": 10, "batch_size": 2, "lr": 5e-4}),
+}
 
 
 def calc_loss_batch(input_batch: torch.Tensor, target_batch: torch.Tensor, model: nn.Module, device: torch.device) -> torch.Tensor:
@@ -195,7 +211,7 @@ def main(gpt_config: dict, settings: dict) -> tuple[list, list, list, nn.Module]
     train_loader, val_loader = create_split_loaders(text, gpt_config, settings["batch_size"])
     torch.manual_seed(settings["seed"])
     model = GPTModel(gpt_config)
-    tools.fuse_gelu(model)
+    fuse_gelu(model)
 
     fixed = {**gpt_config, **{key: settings[key] for key in ("batch_size", "seed", "precision")}}
     fixed["text_sha256"] = hashlib.sha256(text.encode()).hexdigest()
@@ -206,23 +222,25 @@ def main(gpt_config: dict, settings: dict) -> tuple[list, list, list, nn.Module]
 
     device = pick_device(settings["device"])
     model.to(device)
-    precision = tools.use_precision(model, settings["precision"], device)
+    precision = use_precision(model, settings["precision"], device)
     hyperparameters = {"lr": settings["learning_rate"], "weight_decay": settings["weight_decay"]}
-    optimizer = torch.optim.AdamW(model.parameters(), **hyperparameters, fused=tools.fused_adamw_works(device))
+    optimizer = torch.optim.AdamW(model.parameters(), **hyperparameters, fused=fused_adamw_works(device))
     state = restore_checkpoint(checkpoint, model, optimizer) if checkpoint else TrainingState()
-    print(f"parameters {sum(p.numel() for p in model.parameters()):,}, precision {precision}, learning rate {settings['learning_rate']}")
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"parameters {parameters:,}, precision {precision}, learning rate {settings['learning_rate']}")
     if folder:
-        tools.prepare_folder(folder, gpt_config, keep_results=checkpoint is not None)
+        prepare_folder(folder, gpt_config, keep_results=checkpoint is not None)
         if not checkpoint:
             save_checkpoint(folder / "checkpoint.pth", model, optimizer, state, fixed)
 
     tokens_per_step = settings["batch_size"] * gpt_config["context_length"]
     last_step = min(settings["num_epochs"] * len(train_loader), settings["max_steps"] or math.inf)
-    deadline = time.monotonic() + 60 * (settings["max_minutes"] or math.inf)
+    started = time.monotonic()
+    deadline = started + 60 * (settings["max_minutes"] or math.inf)
 
     def after_step(state: TrainingState) -> bool:
         bar.update(tokens_per_step)
-        bar.set_postfix_str(f"peak memory {tools.peak_memory_gb(device):.1f} GB", refresh=False)
+        bar.set_postfix_str(f"peak memory {peak_memory_gb(device):.1f} GB", refresh=False)
         late = time.monotonic() > deadline
         done = late or state.step + 1 >= last_step
         if folder and state.step % settings["eval_freq"] == 0 and state.val_losses[-1] == min(state.val_losses):
@@ -235,8 +253,10 @@ def main(gpt_config: dict, settings: dict) -> tuple[list, list, list, nn.Module]
     losses = (state.train_losses, state.val_losses, state.track_tokens_seen)
     if state.step + 1 < last_step:
         measuring = (settings["num_epochs"], settings["eval_freq"], settings["eval_iter"], settings["start_context"], gpt2_tokenizer())
-        with bar, contextlib.redirect_stdout(tools.PrintAboveBar(sys.stdout)):
+        with bar, contextlib.redirect_stdout(PrintAboveBar(sys.stdout, folder and folder / "log.txt")):
+            print(f"{parameters:,} parameters, {precision}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}")
             losses = train_model_simple(model, train_loader, val_loader, optimizer, device, *measuring, state, after_step)
+            print(f"{state.tokens_seen:,} tokens seen, {(time.monotonic() - started) / 60:.1f} minutes")
     if folder:
         save_atomically(model.state_dict(), folder / "model.pth")
         if settings["plot"]:
@@ -247,17 +267,18 @@ def main(gpt_config: dict, settings: dict) -> tuple[list, list, list, nn.Module]
 
 def command_line(argv: list[str] | None = None) -> int:
     """Parse the options, call `main`; returns 0, or exits with code 2 and one line on bad input."""
-    parser = OneLineParser("Pretrain a GPT on a text file; with the defaults, 124M parameters on the course's story.")
+    parser = OneLineParser("Pretrain a GPT on a text file; with the defaults, a small one that learns the course's story.")
+    parser.add_argument("--model_size", choices=RUNS, default="story", help="decides every option whose default is None")
     parser.add_argument("--data", default=str(STORY_FILE), help="UTF-8 text file")
-    parser.add_argument("--epochs", type=int_at_least(1), default=10, help="passes over the text")
-    parser.add_argument("--batch_size", type=int_at_least(1), default=2, help="windows per update")
-    parser.add_argument("--lr", type=tools.positive_float, default=5e-4, help="learning rate of AdamW")
-    parser.add_argument("--weight_decay", type=tools.float_from_zero, default=0.1, help="weight decay of AdamW")
-    parser.add_argument("--context_length", type=int_at_least(1), default=256, help="tokens per window")
-    parser.add_argument("--emb_dim", type=int_at_least(1), default=768, help="width of the model")
-    parser.add_argument("--n_heads", type=int_at_least(1), default=12, help="attention heads")
-    parser.add_argument("--n_layers", type=int_at_least(1), default=12, help="transformer blocks")
-    parser.add_argument("--drop_rate", type=dropout_rate, default=0.1, help="dropout")
+    parser.add_argument("--epochs", type=int_at_least(1), help="passes over the text")
+    parser.add_argument("--batch_size", type=int_at_least(1), help="windows per update")
+    parser.add_argument("--lr", type=positive_float, help="learning rate of AdamW")
+    parser.add_argument("--weight_decay", type=float_from_zero, default=0.1, help="weight decay of AdamW")
+    parser.add_argument("--context_length", type=int_at_least(1), help="tokens per window")
+    parser.add_argument("--emb_dim", type=int_at_least(1), help="width of the model")
+    parser.add_argument("--n_heads", type=int_at_least(1), help="attention heads")
+    parser.add_argument("--n_layers", type=int_at_least(1), help="transformer blocks")
+    parser.add_argument("--drop_rate", type=dropout_rate, help="dropout")
     parser.add_argument("--eval_freq", type=int_at_least(1), default=5, help="updates from one measurement to the next")
     parser.add_argument("--eval_iter", type=int_at_least(1), default=1, help="batches per measurement")
     parser.add_argument("--start_context", default=START_CONTEXT, help="text that the samples continue")
@@ -266,15 +287,17 @@ def command_line(argv: list[str] | None = None) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace the results in output_dir")
     parser.add_argument("--save_freq", type=int_at_least(1), default=30, help="updates from one checkpoint to the next")
     parser.add_argument("--max_steps", type=int_at_least(1), help="stop after this many updates")
-    parser.add_argument("--max_minutes", type=tools.positive_float, help="stop after this time; --resume goes on")
+    parser.add_argument("--max_minutes", type=positive_float, help="stop after this time; --resume goes on")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="auto: bf16 where it is faster")
     parser.add_argument("--no_plot", dest="plot", action="store_false", help="write no loss-plot.pdf")
     parser.add_argument("--seed", type=int, default=123, help="random seed")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     settings = vars(parser.parse_args(argv))
+    gpt_config, run = RUNS[settings.pop("model_size")]
+    settings = {key: run.get(key) if value is None else value for key, value in settings.items()}
     settings["num_epochs"], settings["learning_rate"] = settings.pop("epochs"), settings.pop("lr")
-    sizes = ("context_length", "emb_dim", "n_heads", "n_layers", "drop_rate")
-    gpt_config = {**GPT_CONFIG_124M, **{key: settings.pop(key) for key in sizes}}
+    sizes = {key: settings.pop(key) for key in ("context_length", "emb_dim", "n_heads", "n_layers", "drop_rate")}
+    gpt_config = {**gpt_config, **{key: size for key, size in sizes.items() if size is not None}}
     warnings.filterwarnings("ignore", "no batch")  # create_split_loaders makes it an error
     try:
         train_losses, val_losses, tokens_seen, _ = main(gpt_config, settings)

@@ -70,13 +70,16 @@ def fuse_gelu(model: nn.Module) -> None:
 
 
 class PrintAboveBar:
-    """A stdout that lets print() and a tqdm bar share the terminal."""
+    """A stdout that lets print() and a tqdm bar share the terminal, and appends what is printed to the file `log`, if any."""
 
-    def __init__(self, stdout):
-        self.stdout = stdout
+    def __init__(self, stdout, log: Path | None = None):
+        self.stdout, self.log = stdout, log
 
     def write(self, text: str) -> None:
         tqdm.write(text, file=self.stdout, end="")
+        if self.log:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(text)
 
     def flush(self) -> None:
         self.stdout.flush()
@@ -85,7 +88,7 @@ class PrintAboveBar:
 def prepare_folder(folder: Path, gpt_config: dict, keep_results: bool) -> None:
     """Make the folder of a run and write its config.json; old weights go unless keep_results: they would not fit it."""
     folder.mkdir(parents=True, exist_ok=True)
-    for old in () if keep_results else ("model.pth", "model_best.pth"):
+    for old in () if keep_results else ("model.pth", "model_best.pth", "log.txt"):
         (folder / old).unlink(missing_ok=True)
     (folder / "config.json").write_text(json.dumps(gpt_config, indent=2) + "\n", encoding="utf-8")
 

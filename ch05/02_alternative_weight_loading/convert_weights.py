@@ -10,17 +10,19 @@ import json
 import sys
 from pathlib import Path
 
-from gpt_download import (
+from previous_chapters import (
     MODELS_DIR,
     SIZES,
+    GPTModel,
+    OneLineParser,
     download_and_load_gpt2,
     find_mini,
     load_gpt2_params_from_safetensors,
     load_gpt2_params_from_tf_ckpt,
+    load_weights_into_gpt,
     read_settings,
     size_name,
 )
-from previous_chapters import GPTModel, OneLineParser, load_weights_into_gpt
 from weight_files import FORMATS, config_from_settings, refuse_other_files, write_weights
 
 

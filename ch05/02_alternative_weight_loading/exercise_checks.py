@@ -7,8 +7,7 @@ import sys
 from collections.abc import Callable
 
 import torch
-from check_tools import CheckFailed, exercise, expect_equal, fail, main, passed  # noqa: F401  (CheckFailed: for the notebook)
-from previous_chapters import GPTModel
+from previous_chapters import GPTModel, exercise, expect_equal, fail, passed, run_checks
 
 LAYERS = ("att.W_query", "att.W_key", "att.W_value", "att.out_proj")  # the square ones: their shape tells nothing
 TINY = {"vocab_size": 60, "context_length": 10, "emb_dim": 12, "n_heads": 3, "n_layers": 3, "drop_rate": 0.0, "qkv_bias": True}
@@ -58,4 +57,4 @@ def check_missing_transpose(find_missing_transpose: Callable) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_checks())

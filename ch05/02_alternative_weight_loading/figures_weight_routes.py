@@ -2,7 +2,7 @@
 
 import matplotlib.pyplot as plt
 from matplotlib.patches import FancyArrowPatch, Rectangle
-from plot_style import COLORS
+from previous_chapters import COLORS
 
 # (GPT-2's name, our name, what happens on the way)
 IN_A_BLOCK = [

@@ -13,8 +13,7 @@ from pathlib import Path
 import safetensors
 import torch
 import torch.nn as nn
-from gpt_download import MODELS_DIR, SIZES, find_mini, read_settings, size_name
-from previous_chapters import config_of
+from previous_chapters import MODELS_DIR, SIZES, config_of, find_mini, read_settings, size_name
 from safetensors.torch import load_file, save_file
 
 BASE_CONFIG = {"vocab_size": 50257, "context_length": 1024, "drop_rate": 0.0, "qkv_bias": True}  # what all of GPT-2 shares

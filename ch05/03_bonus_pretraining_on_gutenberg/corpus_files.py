@@ -4,6 +4,8 @@ import sys
 import time
 from pathlib import Path
 
+from previous_chapters import likely_encoding
+
 ENDINGS = (".txt", ".txt.utf8")
 
 
@@ -22,7 +24,10 @@ def find_text_files(folder: str | Path) -> list[Path]:
 
 
 def read_document(path: Path, fallback_encoding: str = "latin1") -> str:
-    """Return a text file; ValueError with a short reason for a file that is empty, binary or unreadable."""
+    """Return a text file in UTF-8 or, as old books are, in `fallback_encoding`, without a byte-order mark.
+
+    ValueError with a short reason for a file that is empty, binary, in UTF-16 or unreadable.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -30,7 +35,8 @@ def read_document(path: Path, fallback_encoding: str = "latin1") -> str:
     if not data.strip():
         raise ValueError("empty")
     if b"\0" in data:
-        raise ValueError("binary, not text")
+        encoding = likely_encoding(data)
+        raise ValueError(f"probably {encoding}, not UTF-8" if encoding else "binary, not text")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -3,9 +3,8 @@
 import time
 
 import torch
-import training_tools as tools
 from pretraining_run import RunLog
-from previous_chapters import generate_text_simple
+from previous_chapters import generate_text_simple, peak_memory_gb
 from torch import nn
 
 
@@ -60,7 +59,7 @@ class Measurements:
         state.track_tokens_seen.append(state.tokens_seen)
         entry |= {name: round(loss, 5) for name, loss in losses.items()} | {"lr": lr, "seconds": round(state.seconds, 2)}
         entry["tokens_per_second"] = round((state.tokens_seen - self.last[0]) / max(seconds, 1e-9))
-        entry["peak_memory_gb"] = round(tools.peak_memory_gb(self.device), 2)
+        entry["peak_memory_gb"] = round(peak_memory_gb(self.device), 2)
         state.log.append(entry)
         if self.log:
             self.log.add(entry)

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gpt_generate import generate, text_to_token_ids, token_ids_to_text
 from measuring import validation_losses
-from previous_chapters import OneLineParser, gpt2_tokenizer
+from previous_chapters import OneLineParser, generate, gpt2_tokenizer, text_to_token_ids, token_ids_to_text
 from shards import SEPARATOR, create_shard_dataloaders, file_sha256, read_index
 from spam_probe import load_folder
 

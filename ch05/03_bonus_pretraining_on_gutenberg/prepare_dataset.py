@@ -14,9 +14,8 @@ import time
 from pathlib import Path
 
 from corpus_files import find_text_files, print_eta, read_document
-from previous_chapters import STORY_FILE, OneLineParser, gpt2_tokenizer, int_at_least
+from previous_chapters import STORY_FILE, OneLineParser, gpt2_tokenizer, int_at_least, load_tales
 from shards import SEPARATOR, documents_of, write_shards
-from tales import load_tales
 
 RAW_FOLDER = "gutenberg/data/raw"
 START_LINE = re.compile(r"^\W*(?:START OF (?:THE|THIS) PROJECT GUTENBERG|END\W*THE SMALL PRINT).*$", re.MULTILINE | re.IGNORECASE)

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from checkpoints import TrainingState, save_atomically
 from matplotlib.figure import Figure
-from previous_chapters import pick_device
+from previous_chapters import TrainingState, pick_device, save_atomically
 from torch import nn
 
 CHECKPOINT_NAME = re.compile(r"model_pg_(\d+)(?:_interrupted)?\.pth$")

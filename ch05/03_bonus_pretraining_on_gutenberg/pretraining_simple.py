@@ -18,8 +18,6 @@ import time
 from pathlib import Path
 
 import torch
-import training_tools as tools
-from checkpoints import read_checkpoint, save_atomically
 from corpus_files import convert_time, find_text_files, print_eta, read_document, time_text  # noqa: F401  offered from here
 from export_gpt2 import export_gpt2
 from fast_gpt import SIZES, FastGPT, count_parameters, learning_rate_at, make_optimizer
@@ -36,7 +34,19 @@ from pretraining_run import (
     stop_on_interrupt,
     unwrap,
 )
-from previous_chapters import OneLineParser, create_dataloader_v1, gpt2_tokenizer, int_at_least
+from previous_chapters import (
+    OneLineParser,
+    PrintAboveBar,
+    create_dataloader_v1,
+    float_from_zero,
+    fused_adamw_works,
+    gpt2_tokenizer,
+    int_at_least,
+    positive_float,
+    read_checkpoint,
+    save_atomically,
+    use_precision,
+)
 from shards import create_shard_dataloaders, file_sha256, read_index, tokens_in, write_shards
 from torch import nn
 from torch.utils.data import DataLoader
@@ -110,7 +120,7 @@ def train_model_simple(
     measure = Measurements(val_loaders, eval_iter, output_dir, state, ranks, device)
     per_step = batch_size * base.pos_emb.num_embeddings * ranks.world
     bar = tqdm(total=(last_step + 1) * per_step, initial=state.tokens_seen, unit="tokens", unit_scale=True, disable=ranks.rank > 0)
-    quiet = contextlib.redirect_stdout(tools.PrintAboveBar(sys.stdout))
+    quiet = contextlib.redirect_stdout(PrintAboveBar(sys.stdout))
     model.train()
     with bar, quiet, stop_on_interrupt() as interrupted:
         while state.epoch < n_epochs and state.step < last_step:
@@ -226,9 +236,9 @@ def run(args, ranks: Ranks, device: torch.device) -> None:
         if ranks.rank == 0:
             print(f"{seen.sum():,} of {len(seen):,} tokens occur in the training text; the others share one embedding")
     torch.manual_seed(args.seed + ranks.rank)  # dropout differs between processes
-    precision = tools.use_precision(base, args.precision, device)
+    precision = use_precision(base, args.precision, device)
     model = share_gradients(base, ranks, device)
-    optimizer = make_optimizer(model, args.lr, args.weight_decay, tools.fused_adamw_works(device))
+    optimizer = make_optimizer(model, args.lr, args.weight_decay, fused_adamw_works(device))
     if ranks.rank == 0:
         print(f"{count_parameters(base):,} parameters, precision {precision}, {ranks.world} process(es), learning rate {args.lr}")
     losses = train_model_simple(
@@ -259,10 +269,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--debug", nargs="?", const=True, default=False, type=yes_or_no, help="tiny model, 200 steps or --max_steps")
     parser.add_argument("--n_epochs", type=int_at_least(1), default=1, help="passes over the data")
     parser.add_argument("--batch_size", type=int_at_least(1), default=4, help="windows per update and process")
-    parser.add_argument("--lr", type=tools.positive_float, default=5e-4, help="peak learning rate")
-    parser.add_argument("--min_lr", type=tools.float_from_zero, help="learning rate of the last step (default: a tenth of --lr)")
+    parser.add_argument("--lr", type=positive_float, default=5e-4, help="peak learning rate")
+    parser.add_argument("--min_lr", type=float_from_zero, help="learning rate of the last step (default: a tenth of --lr)")
     parser.add_argument("--warmup_steps", type=int_at_least(0), help="steps of rising learning rate (default: 2 %%, at most 1000)")
-    parser.add_argument("--weight_decay", type=tools.float_from_zero, default=0.1, help="weight decay of AdamW")
+    parser.add_argument("--weight_decay", type=float_from_zero, default=0.1, help="weight decay of AdamW")
     parser.add_argument("--share_unseen", action="store_true", help="one embedding for all tokens that the training text lacks")
     parser.add_argument("--train_ratio", type=float, default=0.9, help="share to train on, where no validation shards exist")
     parser.add_argument("--eval_freq", type=int_at_least(1), default=100, help="updates from one measurement to the next")
@@ -271,7 +281,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--start_context", default=START_CONTEXT, help="text that the samples continue")
     parser.add_argument("--save_ckpt_freq", type=int_at_least(1), default=100_000, help="updates from one checkpoint to the next")
     parser.add_argument("--max_steps", type=int_at_least(1), help="stop after this many updates")
-    parser.add_argument("--max_minutes", type=tools.positive_float, help="stop after this time; --resume goes on")
+    parser.add_argument("--max_minutes", type=positive_float, help="stop after this time; --resume goes on")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in output_dir")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in output_dir")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="auto: bf16 where it is faster")

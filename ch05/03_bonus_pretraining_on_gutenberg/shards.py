@@ -30,7 +30,7 @@ def documents_of(path: str | Path) -> Iterator[str]:
     path = Path(path)
     try:
         if path.suffix == ".jsonl":
-            with path.open(encoding="utf-8") as lines:
+            with path.open(encoding="utf-8-sig") as lines:
                 for number, line in enumerate(lines, start=1):
                     try:
                         document = json.loads(line)["text"]

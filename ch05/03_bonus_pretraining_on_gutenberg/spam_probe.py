@@ -20,9 +20,15 @@ from statistics import mean
 import torch
 import torch.nn as nn
 from fast_gpt import FastGPT
-from gpt_download import load_gpt2_params_from_safetensors, read_settings
-from gpt_generate import config_of, load_weights_into_gpt
-from previous_chapters import OneLineParser, gpt2_tokenizer, int_at_least
+from previous_chapters import (
+    OneLineParser,
+    config_of,
+    gpt2_tokenizer,
+    int_at_least,
+    load_gpt2_params_from_safetensors,
+    load_weights_into_gpt,
+    read_settings,
+)
 
 HERE = Path(__file__).resolve().parent
 

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from export_gpt2 import export_gpt2, hugging_face_weights
+from previous_chapters import export_gpt2, hugging_face_weights
 
 CONFIG_KEYS = ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers")
 

@@ -2,7 +2,7 @@
 
 import matplotlib.pyplot as plt
 from drawing import SOFT, canvas
-from plot_style import COLORS
+from previous_chapters import COLORS
 
 
 def cell(ax: plt.Axes, x: float, y: float, width: float, height: float, text: str, color: str, size: float = 9.5) -> None:

@@ -6,7 +6,7 @@
 
 import matplotlib.pyplot as plt
 from drawing import SOFT, canvas
-from plot_style import COLORS
+from previous_chapters import COLORS
 
 
 def box(ax, x: float, y: float, text: str, color: str, width: float = 2.1, height: float = 0.36) -> None:

@@ -5,7 +5,7 @@
 
 import matplotlib.pyplot as plt
 from drawing import SOFT, canvas
-from plot_style import COLORS
+from previous_chapters import COLORS
 
 
 def box(ax: plt.Axes, x: float, y: float, width: float, height: float, text: str, color: str) -> None:

@@ -1,7 +1,7 @@
 """The diagram of memory-efficient-state-dict.ipynb: which memory holds which set of weights, step by step."""
 
 import matplotlib.pyplot as plt
-from plot_style import COLORS
+from previous_chapters import COLORS
 
 # (what happened, sets in CPU memory: model, state dict; sets in GPU memory: model, state dict)
 ON_THE_GPU = [("model\nbuilt", 1, 0, 0, 0), ("model\nmoved", 0, 0, 1, 0), ("file\nread", 0, 0, 1, 1), ("copied,\nfreed", 0, 0, 1, 0)]

@@ -46,7 +46,7 @@ class Measurement:
     private: int | None  # held at the end by this process alone; what is missing to the total mirrors files
     gpu: int | None  # most GPU memory in tensors
     seconds: float  # of the function alone
-    timeline: list  # (seconds, bytes) while it ran, sampled for a picture; the peak above is not taken from it
+    timeline: list  # pairs of seconds and bytes while it ran, sampled for a picture; the peak above is not taken from it
 
 
 # ---- inside one process ---------------------------------------------------------------------------------------------

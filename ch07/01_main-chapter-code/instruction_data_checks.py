@@ -23,9 +23,10 @@ from instruction_data_verifiers import (
     verify_spelling,
     verify_string,
 )
+from previous_chapters import read_text
 
 FOLDER = Path(__file__).resolve().parent
-DATA_FILE = FOLDER / "instruction-data.json"
+DATA_FILE = Path(__file__).resolve().parent / "instruction-data.json"
 FAMILIES_FILE = FOLDER / "instruction-data-families.json"
 FIELDS = ("instruction", "input", "output")
 LONGEST = 60  # words: whoever says more than that is guessing or wandering
@@ -76,12 +77,11 @@ def question_of(entry: dict) -> str:
 
 def read_list(path: str | Path) -> list[dict]:
     """Read a JSON list of objects; anything else is a ValueError of one line."""
+    text = read_text(path)
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:  # broken JSON, or bytes that are not UTF-8
-        raise ValueError(f"{path} is not a JSON file in UTF-8: {error}") from None
+        data = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from None
     if not isinstance(data, list) or not all(isinstance(entry, dict) for entry in data):
         raise ValueError(f"{path} is not a JSON list of objects")
     return data

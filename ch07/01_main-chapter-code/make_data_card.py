@@ -128,7 +128,7 @@ def draw(data: list[dict], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from plot_style import COLORS, use_course_style
+    from previous_chapters import COLORS, use_course_style
 
     use_course_style()
     plt.rcParams["svg.hashsalt"] = "instruction-data"

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from instructions import DATA_FILE
 from llama import generate_text_basic_stream, load_smollm2
 from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
-DATA_FILE = HERE.parent / "01_main-chapter-code" / "instruction-data.json"
 TRAIN, TEST = slice(0, 935), slice(935, 1035)  # the chapter's split: training entries, and the first 100 of the test entries
 IGNORE = -100
 

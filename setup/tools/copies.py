@@ -1,24 +1,26 @@
-"""Write every generated copy of this repository, and prove that repeated definitions agree.
+"""Write every generated file of this repository, and prove that repeated definitions agree.
 
-    python setup/tools/copies.py            write every copy (make copies)
+    python setup/tools/copies.py            write every generated file, remove what is no longer needed (make copies)
     python setup/tools/copies.py --check    rewrite in memory, exit 1 with one line for each difference (part of make test)
-    python setup/tools/copies.py --list     show each copy with its sources, and each proof
+    python setup/tools/copies.py --list     show each generated file with its sources, and each proof
 
-Numbered folders run alone, so nothing imports across folders: what a folder needs from another lies in it as a copy.
-`copies.toml`, beside this file, says what is copied; the comments at its top explain the five kinds of entry.
+Numbered folders run alone, so nothing imports across folders. What a folder borrows, it imports, and the import is the only
+declaration: `from previous_chapters import GPTModel` in a module, notebook or test makes this tool write a module
+`previous_chapters.py` with that class and all it uses into the folder. `copies.toml`, beside this file, lists the families of
+modules that lend. Data files that borrowed code reads come along; `exercises.ipynb` is made from `exercise-solutions.ipynb`.
 """
 
 import argparse
+import ast
 import re
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import nbformat
+from borrowing import DEFINITIONS, Family, Problem, Source, parse
 from ledger import cell_statements, ledger, redefinitions
-from merging import DEFINITIONS, Problem, merge
+from tracked import tracked
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -26,26 +28,23 @@ else:
     import tomli as tomllib
 
 CONFIG = "setup/tools/copies.toml"
-KINDS = {  # kind of entry: required keys, optional keys
-    "file": ({"source", "targets"}, set()),
-    "merge": ({"targets", "sources"}, set()),
-    "exercises": ({"source", "target"}, set()),
-    "ledger": ({"module", "notebook"}, {"module_only", "deviations"}),
-    "redefines_nothing": ({"module", "notebooks"}, set()),
-}
+KEYS = {"ledger": ({"module", "notebook"}, {"module_only", "deviations"}), "redefines_nothing": ({"module", "notebooks"}, set())}
+NUMBERED = re.compile(r"((?:ch\d\d|appendix-[A-E])/\d\d_[^/]+)/(?:tests/)?[^/]+\.(?:py|ipynb)")
+MARK = re.compile(r"Generated (?:by|from \S+ by) `make copies`")
+SOLUTIONS, EDITION = "exercise-solutions.ipynb", "exercises.ipynb"
 NOTE = (
-    "*Generated from `{source}` by `make copies`; do not edit the tasks here. How to use it: work each exercise in its stub cell, "
-    "then run the check cell below it; worked solutions are in `{source}`.*"
+    f"*Generated from `{SOLUTIONS}` by `make copies`; do not edit the tasks here. How to use it: work each exercise in its stub cell, "
+    f"then run the check cell below it; worked solutions are in `{SOLUTIONS}`.*"
 )
 
 
 @dataclass
 class Copy:
-    """One generated file: where it goes, what it is made from, and the function that makes it."""
+    """One generated file: where it goes, what it is made from, and its bytes."""
 
     target: str
     sources: list[str]
-    build: Callable[[], bytes]
+    content: bytes
 
 
 def read(root: Path, path: str) -> str:
@@ -63,31 +62,76 @@ def read_notebook(root: Path, path: str) -> nbformat.NotebookNode:
         raise Problem(f"{path} is not a notebook: {str(error).splitlines()[0]}") from None
 
 
-# ---- kind "file" ----
+# ---- borrowed modules ----
 
 
-def build_file(root: Path, source: str) -> bytes:
-    """The bytes of `source`; Python files get a header line after a shebang or coding line."""
-    text = read(root, source)
-    if not source.endswith(".py"):
-        return (root / source).read_bytes()
-    lines = text.splitlines(keepends=True)
-    at = 0
-    while at < min(2, len(lines)) and re.match(r"#!|#.*coding[:=]", lines[at]):
-        at += 1
-    lines.insert(at, f"# Generated from {source} by `make copies`; do not edit.\n")
-    return "".join(lines).encode("utf-8")
+def load(root: Path) -> tuple[list[Family], dict]:
+    """The families and the proofs of copies.toml; Problem if it is not what its own first lines say."""
+    try:
+        config = tomllib.loads(read(root, CONFIG))
+    except tomllib.TOMLDecodeError as error:
+        raise Problem(f"{CONFIG}: {error}") from None
+    if unknown := config.keys() - {"families", *KEYS}:
+        raise Problem(f"{CONFIG}: unknown kind {', '.join(sorted(unknown))} (known: families, {', '.join(KEYS)})")
+    for kind, (required, optional) in KEYS.items():
+        for entry in config.get(kind, []):
+            if not required <= entry.keys() <= required | optional:
+                raise Problem(f"{CONFIG}: a [[{kind}]] has the keys {sorted(entry)}, needs {sorted(required)}, may have {sorted(optional)}")
+    families: list[Family] = []
+    for name, paths in config.get("families", {}).items():
+        sources = [Source(path, read(root, path)) for path in paths]
+        families.append(Family(root, name, sources, [family.name for family in families]))
+    return families, config
 
 
-# ---- kind "merge" ----
+def imported(root: Path, path: str, families: set[str]) -> dict[str, set[str]]:
+    """Family -> names that a module or notebook imports from it, wherever the statement stands."""
+    if path.endswith(".py"):
+        nodes = parse(path, read(root, path)).body
+    else:
+        nodes = [node for _, node, _ in cell_statements(read_notebook(root, path), path)]
+    found: dict[str, set[str]] = {}
+    for node in (inner for outer in nodes for inner in ast.walk(outer)):
+        if isinstance(node, ast.ImportFrom) and node.module in families:
+            names = {alias.name for alias in node.names}
+            if "*" in names:
+                raise Problem(f"{path} imports * from {node.module}: name what it needs")
+            found.setdefault(node.module, set()).update(names)
+    return found
 
 
-def build_merge(root: Path, parts: list[dict]) -> bytes:
-    """One module with the named definitions of several (see merging.py)."""
-    return merge([(part["path"], read(root, part["path"]), part["names"]) for part in parts]).encode("utf-8")
+def borrowed(root: Path, folder: str, files: list[str], families: list[Family]) -> list[Copy]:
+    """The generated modules of one folder, and the data files that they read."""
+    born_here = {source.path for family in families for source in family.sources}
+    lent = [family for family in families if f"{folder}/{family.name}.py" not in born_here]
+    generated = {f"{folder}/{family.name}.py" for family in lent} | {f"{folder}/{EDITION}"}
+    wanted: dict[str, set[str]] = {}
+    for path in files:
+        if path not in generated:
+            for name, names in imported(root, path, {family.name for family in lent}).items():
+                wanted.setdefault(name, set()).update(names)
+    found = []
+    for family in reversed(lent):  # the later ones import from the earlier ones
+        if names := wanted.get(family.name):
+            made = family.borrow(names)
+            refuse_later(folder, made.sources)
+            for name, more in made.needs.items():
+                wanted.setdefault(name, set()).update(more)
+            found.append(Copy(f"{folder}/{family.name}.py", made.sources, made.text.encode("utf-8")))
+            found += [Copy(f"{folder}/{Path(path).name}", [path], (root / path).read_bytes()) for path in made.data]
+    return found
 
 
-# ---- kind "exercises" ----
+def refuse_later(folder: str, sources: list[str]) -> None:
+    """Problem if a source lies in the folder itself or in a later chapter; appendices may lend to any chapter."""
+    for source in sources:
+        if source.startswith(f"{folder}/"):
+            raise Problem(f"borrows from {source}, its own file: import it by its own name")
+        if source.startswith("ch") and folder.startswith("ch") and source > folder:
+            raise Problem(f"borrows from {source}, a later folder")
+
+
+# ---- learner editions ----
 
 
 def tags(cell: nbformat.NotebookNode) -> list[str]:
@@ -97,22 +141,22 @@ def tags(cell: nbformat.NotebookNode) -> list[str]:
 def refuse_leaks(notebook: nbformat.NotebookNode, source: str) -> None:
     """Problem if a cell redefines what a stub defines without the tag `solution`: it would show the answer to learners."""
     stubs: set[str] = set()
-    for number, node, cell in cell_statements(notebook, source):
+    for cell_id, node, cell in cell_statements(notebook, source):
         name = node.name if isinstance(node, DEFINITIONS) else None
         if "stub" in tags(cell):
             stubs |= {name} - {None}
         elif name in stubs and "solution" not in tags(cell):
-            raise Problem(f"{source} cell {number} redefines the stub {name} but lacks the tag `solution`")
+            raise Problem(f"{source} cell {cell_id} redefines the stub {name} but lacks the tag `solution`")
 
 
-def build_exercises(root: Path, source: str) -> bytes:
-    """The learner edition: no cells tagged `solution`, no outputs, normalised metadata, a first cell that says so."""
+def learner_edition(root: Path, source: str) -> bytes:
+    """No cells tagged `solution`, no outputs, normalized metadata, a first cell that says so."""
     notebook = read_notebook(root, source)
     refuse_leaks(notebook, source)
-    cells = [nbformat.v4.new_markdown_cell(NOTE.format(source=Path(source).name), id="generated-note")]
-    for number, cell in enumerate(notebook.cells, 1):
+    cells = [nbformat.v4.new_markdown_cell(NOTE, id="generated-note")]
+    for cell in notebook.cells:
         if "id" not in cell:
-            raise Problem(f"{source} cell {number} has no id: the learner edition keeps ids")
+            raise Problem(f"{source} has cells without ids, which the learner edition keeps")
         if "solution" in tags(cell):
             continue
         cell.metadata = nbformat.from_dict({"tags": tags(cell)} if tags(cell) else {})
@@ -120,91 +164,77 @@ def build_exercises(root: Path, source: str) -> bytes:
             cell.outputs, cell.execution_count = [], None
         cells.append(cell)
     kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
-    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
-    learner = nbformat.v4.new_notebook(cells=cells, metadata=metadata)
+    learner = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel, "language_info": {"name": "python"}})
     learner.nbformat_minor = 5
     return (nbformat.writes(learner).rstrip("\n") + "\n").encode("utf-8")
 
 
-# ---- the plan and the command line ----
+# ---- the plan ----
 
 
-def load(root: Path) -> dict:
-    """The entries of copies.toml by kind; Problem if one has an unknown kind, an unknown key or lacks a key."""
-    try:
-        config = tomllib.loads(read(root, CONFIG))
-    except tomllib.TOMLDecodeError as error:
-        raise Problem(f"{CONFIG}: {error}") from None
-    for kind, entries in config.items():
-        if kind not in KINDS:
-            raise Problem(f"{CONFIG}: unknown kind [[{kind}]] (known: {', '.join(KINDS)})")
-        required, optional = KINDS[kind]
-        for entry in entries:
-            if not required <= entry.keys() <= required | optional:
-                raise Problem(
-                    f"{CONFIG}: a [[{kind}]] entry has the keys {sorted(entry)}, needs {sorted(required)}, may have {sorted(optional)}"
-                )
-    for entry in config.get("merge", []):
-        if not all(part.keys() == {"path", "names"} and part["names"] for part in entry["sources"]):
-            raise Problem(f"{CONFIG}: each source of {entry['targets'][0]} needs a path and a list of names")
-    return config
+def plan(root: Path, families: list[Family]) -> tuple[list[Copy], list[str]]:
+    """Every generated file that can be made, and a line for each that cannot."""
+    folders: dict[str, list[str]] = {}
+    for path in tracked(root):
+        if match := NUMBERED.fullmatch(path):
+            folders.setdefault(match[1], []).append(path)
+    found: list[Copy] = []
+    problems = []
+    for folder, files in sorted(folders.items()):
+        try:
+            found += borrowed(root, folder, files, families)
+            if (source := f"{folder}/{SOLUTIONS}") in files:
+                found.append(Copy(f"{folder}/{EDITION}", [source], learner_edition(root, source)))
+        except Problem as problem:
+            problems.append(f"{folder}: {problem}")
+    return found, problems
 
 
-def plan(root: Path, config: dict) -> list[Copy]:
-    """Every copy, in the order of the kinds; Problem if a target appears twice or is the source of another copy."""
+def orphans(root: Path, families: list[Family], copies: list[Copy]) -> list[str]:
+    """Tracked files that call themselves generated, or repeat a lent data file, and are in no plan."""
+    planned = {c.target for c in copies}
+    data = {Path(path).name: path for family in families for path in family.data}
     found = []
-    for entry in config.get("file", []):
-        found += [Copy(target, [entry["source"]], partial(build_file, root, entry["source"])) for target in entry["targets"]]
-    for entry in config.get("merge", []):
-        sources = [part["path"] for part in entry["sources"]]
-        found += [Copy(target, sources, partial(build_merge, root, entry["sources"])) for target in entry["targets"]]
-    for entry in config.get("exercises", []):
-        found.append(Copy(entry["target"], [entry["source"]], partial(build_exercises, root, entry["source"])))
-    targets = [c.target for c in found]
-    for target in targets:
-        if targets.count(target) > 1:
-            raise Problem(f"{CONFIG}: {target} is the target of two entries")
-        if any(target in c.sources for c in found):
-            raise Problem(f"{CONFIG}: {target} is generated, so it cannot be a source: name the file it comes from")
+    for path in tracked(root):
+        if path in planned or path.startswith("setup/") or not (root / path).is_file():
+            continue
+        head = (root / path).read_bytes()[:2000].decode("utf-8", "replace") if path.endswith((".py", ".ipynb")) else ""
+        if MARK.search(head) or data.get(Path(path).name, path) != path:
+            found.append(path)
     return found
 
 
-def is_current(root: Path, target: str, wanted: bytes) -> bool:
+def is_current(root: Path, copy: Copy) -> bool:
     """True if the target holds these bytes; a checkout that turned line ends of code into CRLF is accepted."""
-    path = root / target
-    if not path.is_file():
-        return False
-    bytes_there = path.read_bytes()
-    return bytes_there == wanted or (path.suffix in (".py", ".ipynb") and bytes_there.replace(b"\r\n", b"\n") == wanted)
+    path = root / copy.target
+    there = path.read_bytes() if path.is_file() else b""
+    return copy.content in (there, there.replace(b"\r\n", b"\n") if path.suffix in (".py", ".ipynb") else there)
 
 
-def make_copies(root: Path, copies: list[Copy], check: bool) -> list[str]:
-    """Write what is out of date, or with `check` only report it; returns problems."""
-    problems = []
+def write(root: Path, copies: list[Copy], unneeded: list[str]) -> None:
+    """Write what is out of date; remove what nothing needs any more."""
     for c in copies:
-        try:
-            wanted = c.build()
-        except Problem as problem:
-            problems.append(f"{c.target}: {problem}")
-            continue
-        if is_current(root, c.target, wanted):
-            continue
-        if check:
-            state = "differs from" if (root / c.target).is_file() else "is missing; it is a copy of"
-            problems.append(f"{c.target} {state} {', '.join(c.sources)}: run `make copies`")
-        else:
-            (root / c.target).parent.mkdir(parents=True, exist_ok=True)
-            (root / c.target).write_bytes(wanted)
+        if not is_current(root, c):
+            (root / c.target).write_bytes(c.content)
             print(f"wrote {c.target}")
-    return problems
+    for path in unneeded:
+        (root / path).unlink()
+        print(f"removed {path}: nothing needs it any more")
+
+
+def differences(root: Path, copies: list[Copy], unneeded: list[str]) -> list[str]:
+    """A line for each file that `write` would change."""
+    found = []
+    for c in copies:
+        if not is_current(root, c):
+            state = "differs from" if (root / c.target).is_file() else "is missing; it is made from"
+            found.append(f"{c.target} {state} {', '.join(c.sources)}: run `make copies`")
+    return found + [f"{path} says that it is generated, but nothing needs it: run `make copies`" for path in unneeded]
 
 
 def prove(root: Path, config: dict) -> list[str]:
     """Problems of every ledger and every notebook that is to redefine nothing."""
-    jobs = []
-    for e in config.get("ledger", []):
-        exceptions = (e.get("module_only", {}), e.get("deviations", {}))
-        jobs.append((ledger, e["module"], e["notebook"], exceptions))
+    jobs = [(ledger, e["module"], e["notebook"], (e.get("module_only", {}), e.get("deviations", {}))) for e in config.get("ledger", [])]
     for e in config.get("redefines_nothing", []):
         jobs += [(redefinitions, e["module"], notebook, ()) for notebook in e["notebooks"]]
     problems = []
@@ -216,40 +246,40 @@ def prove(root: Path, config: dict) -> list[str]:
     return problems
 
 
-def show(root: Path, config: dict, copies: list[Copy]) -> None:
-    """Print each copy with its sources and each proof with its files; files that do not exist are marked."""
-
-    def mark(path: str) -> str:
-        return path if (root / path).is_file() else f"{path} (missing)"
-
+def show(config: dict, copies: list[Copy]) -> None:
+    """Print each generated file with its sources and each proof with its files."""
     for c in copies:
-        print(f"{mark(c.target)} <- {', '.join(map(mark, c.sources))}")
+        print(f"{c.target} <- {', '.join(c.sources)}")
     for e in config.get("ledger", []):
-        print(f"{mark(e['module'])} == {mark(e['notebook'])}")
+        print(f"{e['module']} == {e['notebook']}")
     for e in config.get("redefines_nothing", []):
-        print(f"{', '.join(map(mark, e['notebooks']))} redefines nothing of {mark(e['module'])}")
+        print(f"{', '.join(e['notebooks'])} redefines nothing of {e['module']}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns 0, or 1 after one line for each problem; a wrong copies.toml is exit code 2."""
-    parser = argparse.ArgumentParser(description="Write every generated copy, and prove that repeated definitions agree.")
-    parser.add_argument("--check", action="store_true", help="write nothing; report copies that differ and definitions that drifted")
-    parser.add_argument("--list", action="store_true", help="show each copy and each proof, and what is missing")
+    parser = argparse.ArgumentParser(description="Write every generated file, and prove that repeated definitions agree.")
+    parser.add_argument("--check", action="store_true", help="write nothing; report files that differ and definitions that drifted")
+    parser.add_argument("--list", action="store_true", help="show each generated file and each proof")
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parents[2], help="repository to work on (default: this one)")
     args = parser.parse_args(argv)
     try:
-        config = load(args.root)
-        copies = plan(args.root, config)
+        families, config = load(args.root)
+        for family in families:
+            family.home  # noqa: B018 (two meanings of one name are a fault even where nobody borrows it)
     except Problem as problem:
         parser.exit(2, f"{parser.prog}: error: {problem}\n")
+    copies, problems = plan(args.root, families)
     if args.list:
-        show(args.root, config, copies)
-        return 0
-    problems = make_copies(args.root, copies, args.check) + (prove(args.root, config) if args.check else [])
+        show(config, copies)
+    elif args.check:
+        problems += differences(args.root, copies, orphans(args.root, families, copies)) + prove(args.root, config)
+    elif not problems:  # with a folder missing from the plan, its files would look like orphans
+        write(args.root, copies, orphans(args.root, families, copies))
     for problem in problems:
         print(problem, file=sys.stderr)
     if not problems:
-        print(f"{len(copies)} copies are up to date" + (", repeated definitions agree" if args.check else ""))
+        print(f"{len(copies)} generated files are up to date" + (", repeated definitions agree" if args.check else ""))
     return 1 if problems else 0
 
 

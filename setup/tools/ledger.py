@@ -9,7 +9,7 @@ import difflib
 import re
 from collections.abc import Iterator
 
-from merging import DEFINITIONS, Problem, names_in, parse
+from borrowing import DEFINITIONS, ENTRY_POINTS, Problem, names_in, parse
 from nbformat import NotebookNode
 
 
@@ -59,12 +59,12 @@ def cell_tree(where: str, source: str) -> ast.Module:
         raise
 
 
-def cell_statements(notebook: NotebookNode, path: str) -> Iterator[tuple[int, ast.stmt, NotebookNode]]:
-    """Each top-level statement of the code cells with its cell number (all cells count, the first is 1)."""
-    for number, cell in enumerate(notebook.cells, 1):
+def cell_statements(notebook: NotebookNode, path: str) -> Iterator[tuple[str, ast.stmt, NotebookNode]]:
+    """Each top-level statement of the code cells with the id of its cell."""
+    for cell in notebook.cells:
         if cell.cell_type == "code":
-            for node in cell_tree(f"{path} cell {number}", cell.source).body:
-                yield number, node, cell
+            for node in cell_tree(f"{path} cell {cell.get('id', '?')}", cell.source).body:
+                yield cell.get("id", "?"), node, cell
 
 
 def definitions(tree: ast.Module) -> dict[str, ast.stmt]:
@@ -84,31 +84,31 @@ def reason_problems(module: str, ours: dict, module_only: dict, deviations: dict
 def ledger(module: str, text: str, notebook: str, cells: NotebookNode, module_only: dict, deviations: dict) -> list[str]:
     """Problems unless the module's definitions equal the notebook's last ones, but for the exceptions that are named."""
     ours = definitions(parse(module, text))
-    theirs = {node.name: (number, node) for number, node, _ in cell_statements(cells, notebook) if isinstance(node, DEFINITIONS)}
+    theirs = {node.name: (cell_id, node) for cell_id, node, _ in cell_statements(cells, notebook) if isinstance(node, DEFINITIONS)}
     problems = reason_problems(module, ours, module_only, deviations)
     for name, node in ours.items():
         if name not in theirs:
             if name in deviations:
                 problems.append(f"{name} is listed as a deviation of {module}, but {notebook} does not define it: remove the stale entry")
-            elif name not in module_only:
+            elif name not in module_only and name not in ENTRY_POINTS:
                 problems.append(f"{name} is in {module} but not in {notebook}: teach it there, or list it in module_only with a reason")
             continue
-        number, other = theirs[name]
+        cell_id, other = theirs[name]
         if name in module_only:
             problems.append(
-                f"{name} is listed in module_only of {module}, but cell {number} of {notebook} defines it: remove the stale entry"
+                f"{name} is listed in module_only of {module}, but cell {cell_id} of {notebook} defines it: remove the stale entry"
             )
         elif name in deviations and bare(node) == bare(other):
-            problems.append(f"{name} of {module} equals cell {number} of {notebook}: remove its stale entry in deviations")
+            problems.append(f"{name} of {module} equals cell {cell_id} of {notebook}: remove its stale entry in deviations")
         elif name not in deviations and bare(node) != bare(other):
-            problems.append(difference(name, module, bare(node), notebook, number, bare(other)))
+            problems.append(difference(name, module, bare(node), notebook, cell_id, bare(other)))
     return problems
 
 
-def difference(name: str, module: str, ours: str, notebook: str, number: int, theirs: str) -> str:
+def difference(name: str, module: str, ours: str, notebook: str, cell_id: str, theirs: str) -> str:
     """One line, then the first 16 lines of a unified diff."""
-    diff = list(difflib.unified_diff(ours.splitlines(), theirs.splitlines(), module, f"{notebook} cell {number}", n=1, lineterm=""))
-    head = f"{name} in {module} differs from cell {number} of {notebook}: make them equal, or list it in deviations with a reason"
+    diff = list(difflib.unified_diff(ours.splitlines(), theirs.splitlines(), module, f"{notebook} cell {cell_id}", n=1, lineterm=""))
+    head = f"{name} in {module} differs from cell {cell_id} of {notebook}: make them equal, or list it in deviations with a reason"
     return "\n    ".join([head, *diff[:16], *["..."][: len(diff) > 16]])
 
 
@@ -117,8 +117,8 @@ def redefinitions(module: str, text: str, notebook: str, cells: NotebookNode) ->
     own = [node for node in parse(module, text).body if not isinstance(node, (ast.Import, ast.ImportFrom))]
     public = {name for node in own for name in names_in(ast.unparse(node))[0] if not name.startswith("_")}
     problems = []
-    for number, node, _ in cell_statements(cells, notebook):
+    for cell_id, node, _ in cell_statements(cells, notebook):
         if not isinstance(node, (ast.Import, ast.ImportFrom)):
             for name in sorted(names_in(ast.unparse(node))[0] & public):
-                problems.append(f"cell {number} of {notebook} redefines {name}: import it from {module}")
+                problems.append(f"cell {cell_id} of {notebook} redefines {name}: import it from {module}")
     return problems

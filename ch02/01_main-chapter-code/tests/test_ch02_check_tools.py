@@ -5,7 +5,7 @@ import re
 import check_tools
 import pytest
 import torch
-from check_tools import CheckFailed, attempt, exercise, expect_close, expect_equal, fail, learner_line, main, passed
+from check_tools import CheckFailed, attempt, exercise, expect_close, expect_equal, fail, learner_line, passed, run_checks
 
 
 @pytest.fixture(autouse=True)
@@ -146,7 +146,7 @@ def test_attempt_returns_the_result_or_none_with_one_line(capsys):
 @pytest.mark.parametrize("answer, code", [("def double(x): return 2 * x", 0), ("def double(x): return x", 1), ("double = 3", 1)])
 def test_exit_status_tells_right_from_wrong(answer, code, tmp_path, capsys):
     (tmp_path / "mine.py").write_text(answer, encoding="utf-8")
-    assert main(["9.1", "mine.py"]) == code
+    assert run_checks(["9.1", "mine.py"]) == code
     captured = capsys.readouterr()
     assert ("passed" in captured.out) == (code == 0) and bool(captured.err) == (code == 1)
 
@@ -168,6 +168,6 @@ def test_a_bad_call_is_one_line_and_exit_2(case, tmp_path, capsys):
     (tmp_path / "raises.py").write_text("raise ValueError('no')", encoding="utf-8")
     arguments, message = BAD_CALLS[case]
     with pytest.raises(SystemExit) as stop:
-        main(arguments)
+        run_checks(arguments)
     captured = capsys.readouterr()
     assert stop.value.code == 2 and message in captured.err and captured.err.count("\n") == 1 and captured.out == ""

@@ -239,11 +239,30 @@ def test_the_seed_decides_the_order(capsys):
     assert outputs[0] == outputs[1] != outputs[2]
 
 
+def test_a_byte_order_mark_is_no_part_of_the_text_and_line_ends_are_those_of_python(tmp_path):
+    (tmp_path / "windows.txt").write_bytes(b"\xef\xbb\xbfNell sang.\r\nAmos rowed.\r\n")
+    assert dataloader.read_text(tmp_path / "windows.txt") == "Nell sang.\nAmos rowed.\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "cp1252"])
+def test_another_encoding_is_named_and_the_printed_command_converts_the_file(encoding, tmp_path, monkeypatch):
+    text = "Nell sang \u201cMüller\u201d.\n" * 20
+    (tmp_path / "desk.txt").write_bytes(text.encode(encoding))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"probably {encoding}:") as caught:
+        dataloader.read_text("desk.txt")
+    code = str(caught.value).partition('python -c "')[2].removesuffix('"')
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert dataloader.read_text("utf8.txt") == text and (tmp_path / "desk.txt").read_bytes() == text.encode(encoding)
+
+
 BAD_CALLS = {
     "missing file": (["--text", "absent.txt"], "absent.txt"),
     "a folder": (["--text", "."], "cannot read"),
     "empty file": (["--text", "empty.txt"], "empty.txt is empty"),
-    "not UTF-8": (["--text", "latin.txt"], "latin.txt is not UTF-8"),
+    "not UTF-8": (["--text", "latin.txt"], "latin.txt is not UTF-8 but probably cp1252"),
+    "UTF-16": (["--text", "utf16.txt"], "utf16.txt is not UTF-8 but probably utf-16"),
+    "not text": (["--text", "photo.txt"], "photo.txt is not text"),
     "too short": (["--text", "short.txt"], "max_length 4 needs at least 5"),
     "batch_size": (["--batch_size", "0"], "--batch_size: 0 is too small"),
     "max_length": (["--max_length", "0"], "--max_length: 0 is too small"),
@@ -259,6 +278,8 @@ BAD_CALLS = {
 def test_bad_input_is_one_line_and_exit_2(case, tmp_path, capsys):
     (tmp_path / "empty.txt").write_text("\n", encoding="utf-8")
     (tmp_path / "latin.txt").write_bytes("Müller".encode("latin-1"))
+    (tmp_path / "utf16.txt").write_text("Nell sang.", encoding="utf-16")
+    (tmp_path / "photo.txt").write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\xff\xd8")
     (tmp_path / "short.txt").write_text("Nell sang.", encoding="utf-8")
     arguments, message = BAD_CALLS[case]
     with pytest.raises(SystemExit) as stop:

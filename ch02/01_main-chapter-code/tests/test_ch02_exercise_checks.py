@@ -220,7 +220,7 @@ def test_stub_is_reported_as_unsolved(number):
 
 def test_the_command_line_knows_the_exercises(tmp_path, capsys):
     (tmp_path / "mine.py").write_text(SECOND["2.3"], encoding="utf-8")
-    assert exercise_checks.main(["2.3", "mine.py"]) == 0
+    assert exercise_checks.run_checks(["2.3", "mine.py"]) == 0
     assert capsys.readouterr().out == "exercise 2.3: passed\n"
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from check_tools import CHECKS, CheckFailed
 from multihead_attention import MultiHeadAttention, MultiHeadAttentionWrapper
+from previous_chapters import CHECKS, CheckFailed
 
 FOLDER = Path(__file__).resolve().parent.parent
 
@@ -227,10 +227,10 @@ def test_command_line_grades_a_file(tmp_path, capsys):
     answer = tmp_path / "answer.py"
     body = "    distance = torch.arange(n)[:, None] - torch.arange(n)\n    return (distance < 0) | (distance >= w)\n"
     answer.write_text("import torch\n\n\ndef window_mask(n, w):\n" + body, encoding="utf-8")
-    assert exercise_checks.main(["3.6", str(answer)]) == 0
+    assert exercise_checks.run_checks(["3.6", str(answer)]) == 0
     answer.write_text("def window_mask(n, w):\n    return None\n", encoding="utf-8")
-    assert exercise_checks.main(["3.6", str(answer)]) == 1
+    assert exercise_checks.run_checks(["3.6", str(answer)]) == 1
     assert "not right yet" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
-        exercise_checks.main(["9.9", str(answer)])
+        exercise_checks.run_checks(["9.9", str(answer)])
     assert stop.value.code == 2

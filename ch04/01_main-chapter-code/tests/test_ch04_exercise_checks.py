@@ -10,11 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import check_tools
 import exercise_checks
 import gpt
 import nbformat
 import pytest
+from previous_chapters import CHECKS, CheckFailed
 
 FOLDER = Path(exercise_checks.__file__).parent
 NOTEBOOK = nbformat.read(FOLDER / "exercise-solutions.ipynb", as_version=4)
@@ -36,7 +36,7 @@ def solution(number: str) -> str:
 
 
 def run_check(number: str, source: str) -> None:
-    check, answer = check_tools.CHECKS[number]
+    check, answer = CHECKS[number]
     names, config = {"__name__": "answer"}, dict(gpt.GPT_CONFIG_124M)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -221,12 +221,12 @@ MUTANTS = {  # one edit each of the worked solution: (what stands there, what re
 }
 
 
-@pytest.mark.parametrize("number", check_tools.CHECKS)
+@pytest.mark.parametrize("number", CHECKS)
 def test_worked_solution_passes(number):
     run_check(number, solution(number))
 
 
-@pytest.mark.parametrize("number", check_tools.CHECKS)
+@pytest.mark.parametrize("number", CHECKS)
 def test_second_answer_passes(number):
     run_check(number, SECOND[number])
 
@@ -236,13 +236,13 @@ def test_mutant_is_rejected_with_a_question(number, edit):
     old, new = MUTANTS[number][edit]
     source = solution(number)
     assert old in source, "the mutant no longer fits the solution"
-    with pytest.raises(check_tools.CheckFailed, match=r"\?") as failure:
+    with pytest.raises(CheckFailed, match=r"\?") as failure:
         run_check(number, source.replace(old, new))
     assert "expected:" in str(failure.value) and "got:" in str(failure.value)
 
 
 def test_every_exercise_has_mutants():
-    assert MUTANTS.keys() == SECOND.keys() == check_tools.CHECKS.keys()
+    assert MUTANTS.keys() == SECOND.keys() == CHECKS.keys()
     assert all(len(edits) >= 4 for edits in MUTANTS.values())
 
 
@@ -253,5 +253,5 @@ def test_command_line_of_the_checks(tmp_path):
     good = subprocess.run([sys.executable, str(script), "4.1", str(answer)], capture_output=True, text=True)
     assert good.returncode == 0 and "passed" in good.stdout
     with pytest.raises(SystemExit) as stopped:
-        exercise_checks.main(["4.9", str(answer)])
+        exercise_checks.run_checks(["4.9", str(answer)])
     assert stopped.value.code == 2

@@ -2,11 +2,8 @@
 
 import contextlib
 import io
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import checkpoints
@@ -187,32 +184,37 @@ def test_differing_settings_are_named_with_both_values(tmp_path):
 
 # ---- a real kill ----
 
+DYING = """
+import os, sys
+import gpt_train
+moment, count, seen, replace = sys.argv[1], int(sys.argv[2]), [], os.replace
+def replace_and_die(source, target):
+    seen.append(target)
+    if len(seen) == count and moment == "while writing":
+        os.truncate(source, os.path.getsize(source) // 2)
+    if len(seen) < count or moment == "after renaming":
+        replace(source, target)
+    if len(seen) == count:
+        os._exit(9)  # as abrupt as kill -9: nothing is cleaned up
+os.replace = replace_and_die
+gpt_train.command_line(sys.argv[3:])
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
 def test_killed_runs_end_in_the_same_weights(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text(gpt_train.STORY_FILE.read_text(encoding="utf-8")[:5000], encoding="utf-8")
-    command = [sys.executable, gpt_train.__file__, "--data", str(text), "--context_length", "12", "--emb_dim", "8", "--n_heads", "2"]
-    command += ["--n_layers", "1", "--batch_size", "2", "--epochs", "3", "--precision", "fp32", "--device", "cpu", "--no_plot"]
-    command += ["--save_freq", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
-    subprocess.run([*command, "--output_dir", str(tmp_path / "whole")], check=True, **quiet)
-    whole = torch.load(tmp_path / "whole" / "model.pth", weights_only=True)
+    options = ["--data", str(text), "--context_length", "12", "--emb_dim", "8", "--n_heads", "2", "--n_layers", "1", "--drop_rate", "0.1"]
+    options += ["--batch_size", "2", "--epochs", "3", "--precision", "fp32", "--device", "cpu", "--no_plot", "--save_freq", "1"]
+    folder = Path(gpt_train.__file__).parent
+    assert gpt_train.command_line([*options, "--output_dir", str(tmp_path / "whole")]) == 0
 
-    run = [*command, "--output_dir", str(tmp_path / "killed")]
-    checkpoint = tmp_path / "killed" / "checkpoint.pth"
-    steps = []
-    for wait in (0.0, 0.31, 0.77):  # seconds after the first save of this process, so at unforeseeable steps, perhaps within a save
-        process = subprocess.Popen(run if not steps else [*run, "--resume"], **quiet)
-        seen = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
-        while process.poll() is None and (not checkpoint.exists() or checkpoint.stat().st_mtime_ns == seen):
-            time.sleep(0.01)
-        time.sleep(wait)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() in (-signal.SIGKILL, 0)
-        steps.append(torch.load(checkpoint, weights_only=True)["state"]["step"])
-    subprocess.run([*run, "--resume"], check=True, **quiet)
-    assert steps[0] < len(create_split_loaders(text.read_text(encoding="utf-8"), CFG, 2)[0]) * 3 - 1, "the first kill came too late"
-    assert steps == sorted(steps)
-    assert same(torch.load(tmp_path / "killed" / "model.pth", weights_only=True), whole)
+    run, steps = [*options, "--output_dir", str(tmp_path / "killed")], []
+    for moment, count in (("before renaming", 6), ("while writing", 9), ("after renaming", 12)):
+        command = [sys.executable, "-c", DYING, moment, str(count), *run, *(["--resume"] if steps else [])]
+        assert subprocess.run(command, cwd=folder, capture_output=True).returncode == 9
+        steps.append(torch.load(tmp_path / "killed" / "checkpoint.pth", weights_only=True)["state"]["step"])
+    assert steps[0] < steps[1] < steps[2] < 3 * len(create_split_loaders(text.read_text(encoding="utf-8"), CFG, 2)[0]) - 1
+    assert gpt_train.command_line([*run, "--resume"]) == 0
+    assert same(*(torch.load(tmp_path / name / "model.pth", weights_only=True) for name in ("killed", "whole")))

@@ -7,7 +7,7 @@ import exercise_checks
 import nbformat
 import pytest
 import torch
-from check_tools import CHECKS, CheckFailed
+from previous_chapters import CHECKS, CheckFailed
 
 NOTEBOOK = Path(exercise_checks.__file__).with_name("exercise-solutions.ipynb")
 

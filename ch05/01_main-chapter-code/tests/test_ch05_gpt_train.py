@@ -179,8 +179,9 @@ def test_main_returns_losses_tokens_and_model_and_writes_nothing(tmp_path, text_
 
 
 def options(text_file, output, *more):
-    tiny = ["--context_length", "12", "--emb_dim", "8", "--n_heads", "2", "--n_layers", "1", "--precision", "fp32", "--device", "cpu"]
-    return ["--data", str(text_file), *tiny, "--batch_size", "4", "--epochs", "2", "--output_dir", str(output), "--no_plot", *more]
+    tiny = ["--context_length", "12", "--emb_dim", "8", "--n_heads", "2", "--n_layers", "1", "--drop_rate", "0.1"]
+    plain = ["--precision", "fp32", "--device", "cpu", "--lr", "5e-4"]
+    return ["--data", str(text_file), *tiny, *plain, "--batch_size", "4", "--epochs", "2", "--output_dir", str(output), "--no_plot", *more]
 
 
 def test_command_line_trains_saves_and_goes_on_where_it_stopped(tmp_path, text_file, capsys):
@@ -195,7 +196,44 @@ def test_command_line_trains_saves_and_goes_on_where_it_stopped(tmp_path, text_f
     weights = [torch.load(tmp_path / name / "model.pth", weights_only=True) for name in ("whole", "parts")]
     assert equal(*weights)
     names = {path.name for path in (tmp_path / "whole").iterdir()}
-    assert names == {"checkpoint.pth", "config.json", "model.pth", "model_best.pth"}
+    assert names == {"checkpoint.pth", "config.json", "log.txt", "model.pth", "model_best.pth"}
+    measured = [[line for line in (tmp_path / name / "log.txt").read_text(encoding="utf-8").splitlines() if line.startswith("epoch")]
+                for name in ("whole", "parts")]  # fmt: skip
+    assert measured[0] == measured[1] and len(measured[0]) == -(-steps // 5)
+
+
+def test_a_model_size_brings_its_settings_and_every_option_overrides_one(monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(gpt_train, "main", lambda config, settings: seen.append((config, settings)) or ([1.0], [1.0], [1], None))
+    for arguments in ([], ["--model_size", "124M"], ["--model_size", "124M", "--emb_dim", "24", "--epochs", "3"]):
+        gpt_train.command_line(arguments)
+    keys = ("learning_rate", "num_epochs", "batch_size")
+    assert seen[0][0] == gpt_train.STORY_CONFIG and [seen[0][1][key] for key in keys] == [2e-3, 12, 4]
+    assert seen[1][0] == {**GPT_CONFIG_124M, "context_length": 256} and [seen[1][1][key] for key in keys] == [5e-4, 10, 2]
+    assert seen[2][0] == {**seen[1][0], "emb_dim": 24} and seen[2][1]["num_epochs"] == 3
+
+
+def test_the_notebook_trains_the_story_model_of_the_program():
+    dial = next(cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if "STORY_CONFIG =" in cell.source)
+    scope = {"GPT_CONFIG_124M": GPT_CONFIG_124M, "pick_device": None, "torch": torch}
+    exec(dial, scope)
+    for lane, size in (("laptop", "story"), ("full", "124M")):
+        exec(dial.replace('SIZE = "laptop"', f'SIZE = "{lane}"').replace("pick_device(", "str("), scope)
+        config, run = gpt_train.RUNS[size]
+        assert scope["DIAL"]["model"] == config
+        assert [scope["DIAL"][key] for key in ("lr", "batch_size", "num_epochs")] == [run[key] for key in ("lr", "batch_size", "epochs")]
+
+
+def test_the_committed_log_is_that_of_the_large_model_from_first_to_last_update():
+    lines = NOTEBOOK.with_name("story-124m-log.txt").read_text(encoding="utf-8").splitlines()
+    config, run = gpt_train.RUNS["124M"]
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in GPTModel(config).parameters())
+    updates = run["epochs"] * len(gpt_train.create_split_loaders(gpt_train.STORY_FILE.read_text("utf-8"), config, run["batch_size"])[0])
+    assert lines[0].startswith(f"{parameters:,} parameters, fp32")
+    assert lines[-1].startswith(f"{updates * run['batch_size'] * config['context_length']:,} tokens seen")
+    steps = [int(line.split("step")[1].split(":")[0]) for line in lines if line.startswith("epoch")]
+    assert steps == list(range(0, updates, 5))
 
 
 def digest(folder: Path) -> dict:
@@ -297,7 +335,8 @@ def test_full_disk_is_one_line_and_the_old_checkpoint_stays(error, finished_run,
     assert caught.value.code == 2 and "error: " in last and ("No space left" in last or "cannot write" in last)
     for leftover in (finished_run / "run").glob("*.tmp"):
         leftover.unlink()
-    assert digest(finished_run / "run") == before
+    after = digest(finished_run / "run")
+    assert after.pop("log.txt") != before.pop("log.txt") and after == before  # what was printed is kept, no result is lost
 
 
 def test_overwrite_leaves_no_weights_of_the_old_run(finished_run, tmp_path, capsys):

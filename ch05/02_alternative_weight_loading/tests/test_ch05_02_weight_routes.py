@@ -8,7 +8,6 @@ from pathlib import Path
 
 import convert_weights
 import exercise_checks
-import gpt_download
 import load_from_safetensors
 import load_from_transformers
 import nbformat
@@ -18,14 +17,15 @@ import transformers
 import weight_files
 from convert_weights import convert, main
 from exercise_checks import LAYERS, check_missing_transpose, make_suspect, tiny_model
-from previous_chapters import GPTModel, generate_text_simple
+from previous_chapters import SIZES as GPT2_SIZES
+from previous_chapters import GPTModel, generate_text_simple, our_name
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 from weight_files import check_state_dict, fingerprint, load_model, model_config, read_weights, write_weights
 
 FOLDER = Path(weight_files.__file__).parent
 ROUTE_NOTEBOOKS = sorted(FOLDER.glob("weight-loading-*.ipynb"))
-REAL = dict(gpt_download.SIZES)
+REAL = dict(GPT2_SIZES)
 SIZES = ["mini", *REAL]
 TINY = {"n_vocab": 90, "n_ctx": 20, "n_embd": 24, "n_head": 3, "n_layer": 2}
 transformers.utils.logging.disable_progress_bar()
@@ -56,7 +56,7 @@ def published(tmp_path, monkeypatch):
     def make(size: str = "mini", **change) -> tuple[Path, GPT2LMHeadModel]:
         settings = {**tiny_settings(size), **change}
         if size != "mini":
-            monkeypatch.setitem(gpt_download.SIZES, size, settings)
+            monkeypatch.setitem(GPT2_SIZES, size, settings)
         model = random_gpt2(settings)
         folder = tmp_path / f"published-{size}"
         model.save_pretrained(folder)
@@ -153,10 +153,10 @@ def test_openais_checkpoint_converts_to_the_same_file(published, tmp_path):
     checkpoint.mkdir()
     for name, tensor in load_file(folder / "model.safetensors").items():
         array = tensor.numpy()
-        arrays[f"model/{gpt_download.our_name(name)}"] = array[None] if name.split(".")[-2].startswith("c_") and array.ndim == 2 else array
+        arrays[f"model/{our_name(name)}"] = array[None] if name.split(".")[-2].startswith("c_") and array.ndim == 2 else array
     tf.raw_ops.SaveV2(prefix=str(checkpoint / "model.ckpt"), tensor_names=list(arrays), shape_and_slices=[""] * len(arrays),
                       tensors=list(arrays.values()))
-    (checkpoint / "hparams.json").write_text(json.dumps(gpt_download.SIZES["124M"]), encoding="utf-8")
+    (checkpoint / "hparams.json").write_text(json.dumps(GPT2_SIZES["124M"]), encoding="utf-8")
     assert same(numbers(by_state_dict("124M", folder)), numbers(by_state_dict("124M", checkpoint, "safetensors")))
 
 
@@ -428,7 +428,7 @@ def test_bad_options_are_one_line_and_exit_code_2(argv, needed, published, tmp_p
 
 
 def test_without_mini_one_line_says_where_to_get_it(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(gpt_download, "MINI", "no/such/folder")
+    monkeypatch.setattr("previous_chapters.MINI", "no/such/folder")
     monkeypatch.delenv("LLM_COURSE_WEIGHTS", raising=False)
     assert "gpt2-mini is not on this machine" in refused(["--output", str(tmp_path / "m.pth")], capsys)
 

@@ -52,12 +52,13 @@ def test_license_and_blank_lines_go_the_book_stays():
 
 
 def test_faulty_files_are_named_and_skipped(tmp_path, capsys):
-    files = write(tmp_path / "raw", a=BOOK, b=b"", c=b"\x00\x01\x02PNG", d="Вот так " * 50, e="Café and tea for two.".encode("latin1"))
+    others = {"b": b"", "c": b"\x00\x01\x02PNG", "d": "Вот так " * 50, "e": "Café and tea for two.".encode("latin1")}
+    files = write(tmp_path / "raw", a=BOOK, **others, f="Tea for two.".encode("utf-16"))
     assert combine_files(files + [tmp_path / "gone.txt"], tmp_path / "out") == 1
     text = (tmp_path / "out" / "combined_1.txt").read_text(encoding="utf-8")
     assert text == "Chapter 1\n\nIt was a dry year.\n<|endoftext|>\nCafé and tea for two."
     err = capsys.readouterr().err
-    reasons = {"b.txt": "empty", "c.txt": "binary", "d.txt": "not English", "gone.txt": "cannot be read"}
+    reasons = {"b.txt": "empty", "c.txt": "binary", "d.txt": "not English", "f.txt": "probably utf-16", "gone.txt": "cannot be read"}
     assert all(any(name in line and reason in line for line in err.splitlines()) for name, reason in reasons.items())
 
 

@@ -9,9 +9,8 @@ import pytest
 import spam_probe
 import torch
 from ngrams import ngram_hashes
-from previous_chapters import gpt2_tokenizer
+from previous_chapters import gpt2_tokenizer, load_tales
 from shards import SEPARATOR, file_sha256, is_held_out
-from tales import load_tales
 from transformers import GPT2LMHeadModel
 
 FOLDER = Path(pack_model.__file__).resolve().parent / "gpt2-mini"

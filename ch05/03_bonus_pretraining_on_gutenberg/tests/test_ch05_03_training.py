@@ -238,6 +238,20 @@ def test_ctrl_c_saves_and_nothing_is_lost(train, tmp_path, monkeypatch):
     assert same(whole, train("stopped", "--max_steps", "20", "--resume"))
 
 
+DYING = """
+import os, sys
+import pretraining_simple
+save, saved = pretraining_simple.save_run, []
+def save_and_die(*args, **kwargs):
+    save(*args, **kwargs)
+    saved.append(1)
+    if len(saved) == 2:
+        os._exit(9)  # as abrupt as kill -9: nothing is cleaned up
+pretraining_simple.save_run = save_and_die
+pretraining_simple.main(sys.argv[1:])
+"""
+
+
 @pytest.mark.slow
 def test_a_killed_process_is_resumed_bit_for_bit(tmp_path):
     (tmp_path / "books").mkdir()
@@ -245,13 +259,8 @@ def test_a_killed_process_is_resumed_bit_for_bit(tmp_path):
     (tmp_path / "books" / "a.txt").write_text(" ".join(words), encoding="utf-8")
     options = ["--data_dir", str(tmp_path / "books"), "--debug", "--max_steps", "24", *PLAIN]
     cut = [*options, "--output_dir", str(tmp_path / "cut"), "--save_ckpt_freq", "3"]
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen([sys.executable, FOLDER / "pretraining_simple.py", *cut], **silent)
-    while process.poll() is None and not (tmp_path / "cut" / "model_pg_6.pth").exists():
-        time.sleep(0.005)
-    process.kill()  # kill -9
-    process.wait()
-    assert not (tmp_path / "cut" / "model_pg_final.pth").exists()
+    assert subprocess.run([sys.executable, "-c", DYING, *cut], cwd=FOLDER, capture_output=True).returncode == 9
+    assert {path.name for path in (tmp_path / "cut").glob("*.pth")} == {"model_pg_3.pth", "model_pg_6.pth"}
     assert pretraining_simple.main([*cut, "--resume"]) == 0
     assert pretraining_simple.main([*options, "--output_dir", str(tmp_path / "whole")]) == 0
     finals = [torch.load(tmp_path / name / "model_pg_final.pth", weights_only=True) for name in ("cut", "whole")]

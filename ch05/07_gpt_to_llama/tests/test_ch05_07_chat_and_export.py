@@ -5,7 +5,6 @@ import json
 
 import chat
 import export_gpt
-import export_gpt2
 import gguf
 import gguf_reader
 import llama
@@ -200,7 +199,7 @@ def test_nothing_is_overwritten_and_nothing_partial_stays(tmp_path, monkeypatch,
     def full(*_, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export_gpt2, "save_file", full)
+    monkeypatch.setattr("previous_chapters.save_file", full)
     with pytest.raises(SystemExit) as stop:
         export_gpt.main([*arguments, str(tmp_path / "new")])
     assert stop.value.code == 2 and "No space left" in capsys.readouterr().err

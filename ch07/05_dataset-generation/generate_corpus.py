@@ -19,11 +19,18 @@ from pathlib import Path
 import torch
 from corpus_prompts import GENRES, make_prompt
 from llama import load_smollm2
-from ngrams import NearDuplicates, words_of
-from previous_chapters import OneLineParser, int_at_least, pick_device
+from previous_chapters import (
+    NearDuplicates,
+    OneLineParser,
+    bf16_is_fast,
+    float_from_zero,
+    int_at_least,
+    pick_device,
+    positive_float,
+    words_of,
+)
 from slot_generation import Job, SlotGenerator, document_uniforms
 from tqdm import tqdm
-from training_tools import bf16_is_fast, float_from_zero, positive_float
 
 SYSTEM = "You write clear and simple English."
 MAX_PROMPT = 192  # tokens

@@ -8,11 +8,9 @@ import generate_corpus
 import pytest
 import torch
 from generate_corpus import CorpusFile, cut_at_sentence
-from llama import Llama3Model, Llama3ModelFast, find_smollm2, generate_text_simple, read_gguf
-from ngrams import words_of
-from previous_chapters import STORY_FILE
+from llama import Llama3Model, Llama3ModelFast, SmolLM2Tokenizer, find_smollm2, generate_text_simple, read_gguf
+from previous_chapters import STORY_FILE, words_of
 from slot_generation import Job, SlotGenerator, document_uniforms, sample_rows
-from smollm2_tokenizer import SmolLM2Tokenizer
 
 TINY = {"vocab_size": 60, "context_length": 96, "emb_dim": 32, "n_heads": 4, "n_layers": 2, "hidden_dim": 48, "n_kv_groups": 2,
         "rope_base": 10_000.0, "rope_freq": None, "dtype": torch.float64}

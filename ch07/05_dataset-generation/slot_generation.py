@@ -23,7 +23,7 @@ class Job:
 
     number: int
     prompt_ids: list[int]
-    uniforms: torch.Tensor  # (max_new_tokens), float64 in [0, 1)
+    uniforms: torch.Tensor  # max_new_tokens of them, float64 in [0, 1)
     ids: list[int] = field(default_factory=list)
 
 
@@ -41,8 +41,8 @@ def sample_rows(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float
     if temperature == 0:
         return logits.argmax(dim=-1)
     precise = logits.dtype if logits.dtype == torch.float64 else torch.float32
-    values, ids = logits.to(precise).topk(min(top_k, logits.shape[-1]), dim=-1)  # (b, top_k), largest first
-    line = torch.softmax((values - values[:, :1]) / temperature, dim=-1).cumsum(dim=-1)  # (b, top_k)
+    values, ids = logits.to(precise).topk(min(top_k, logits.shape[-1]), dim=-1)  # (b, k), largest first
+    line = torch.softmax((values - values[:, :1]) / temperature, dim=-1).cumsum(dim=-1)  # (b, k)
     at = uniforms.to(precise)[:, None] * line[:, -1:]
     chosen = (line <= at).sum(dim=-1, keepdim=True).clamp(max=line.shape[1] - 1)  # (b, 1)
     return ids.gather(1, chosen)[:, 0]
