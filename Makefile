@@ -2,7 +2,6 @@
 #
 #   PYTHON=python3.12 make setup     choose the interpreter (3.10 to 3.13)
 #   RUN_DIR=/path/to/folder make run choose where `make run` writes
-#   RUN_MINUTES=60 make run          let it finish its ten epochs on a slow machine (default: it stops after 5 minutes)
 #
 # Packages come through pip's own settings, so a proxy, a mirror or a folder of wheels works unchanged:
 #   PIP_INDEX_URL=...     PIP_NO_INDEX=1 PIP_FIND_LINKS=/path/to/wheels     PIP_CERT=...
@@ -10,7 +9,6 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN_DIR ?= runs/first-model
-RUN_MINUTES ?= 5
 PROMPT ?= Mrs. Tamsett looked at the clock
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.course-stamp
@@ -50,7 +48,7 @@ check: $(STAMP)  ## check the environment; every failure says how to fix it
 	$(PY) setup/02_installing-python-libraries/python_environment_check.py
 
 run: $(STAMP)  ## pretrain a GPT on the course's story on this machine, then let it write
-	$(PY) ch05/01_main-chapter-code/gpt_train.py --output_dir "$(RUN_DIR)" --overwrite --max_minutes $(RUN_MINUTES)
+	$(PY) ch05/01_main-chapter-code/gpt_train.py --output_dir "$(RUN_DIR)" --overwrite
 	$(PY) ch05/01_main-chapter-code/gpt_generate.py --weights "$(RUN_DIR)/model.pth" --prompt "$(PROMPT)" --temperature 0.7 --top_k 20
 	$(PY) ch05/01_main-chapter-code/gpt_generate.py --prompt "Once upon a time" --temperature 0.8 --top_k 40
 

@@ -51,8 +51,8 @@ START_CONTEXT = "Mrs. Tamsett looked at the clock"
 # Small enough to learn the story in two minutes on a laptop. Without dropout, because here it is to learn by heart.
 STORY_CONFIG = {**GPT_CONFIG_124M, "context_length": 128, "emb_dim": 256, "n_heads": 4, "n_layers": 4, "drop_rate": 0.0}
 RUNS = {  # model size -> (configuration, settings that go with it)
-    "story": (STORY_CONFIG, {"epochs": 12, "batch_size": 4, "lr": 2e-3}),
-    "124M": ({**GPT_CONFIG_124M, "context_length": 256}, {"epochs": 10, "batch_size": 2, "lr": 5e-4}),
+    "story": (STORY_CONFIG, {"epochs": 12, "batch_size": 4, "lr": 2e-3, "precision": "fp32"}),
+    "124M": ({**GPT_CONFIG_124M, "context_length": 256}, {"epochs": 10, "batch_size": 2, "lr": 5e-4, "precision": "auto"}),
 }
 
 
@@ -227,7 +227,7 @@ def main(gpt_config: dict, settings: dict) -> tuple[list, list, list, nn.Module]
     optimizer = torch.optim.AdamW(model.parameters(), **hyperparameters, fused=fused_adamw_works(device))
     state = restore_checkpoint(checkpoint, model, optimizer) if checkpoint else TrainingState()
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"parameters {parameters:,}, precision {precision}, learning rate {settings['learning_rate']}")
+    print(f"learning rate {settings['learning_rate']}, weight decay {settings['weight_decay']}")
     if folder:
         prepare_folder(folder, gpt_config, keep_results=checkpoint is not None)
         if not checkpoint:
@@ -288,7 +288,7 @@ def command_line(argv: list[str] | None = None) -> int:
     parser.add_argument("--save_freq", type=int_at_least(1), default=30, help="updates from one checkpoint to the next")
     parser.add_argument("--max_steps", type=int_at_least(1), help="stop after this many updates")
     parser.add_argument("--max_minutes", type=positive_float, help="stop after this time; --resume goes on")
-    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="auto: bf16 where it is faster")
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], help="auto: bf16 where its matrix products are faster")
     parser.add_argument("--no_plot", dest="plot", action="store_false", help="write no loss-plot.pdf")
     parser.add_argument("--seed", type=int, default=123, help="random seed")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")

@@ -18,7 +18,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from run_tests import OFFLINE, ONE_THREAD, cores
+from run_tests import OFFLINE, ONE_THREAD, possible_workers
 from tracked import tracked
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     folders = [folder.rstrip("/") for folder in args.folders] or known
     if unknown := sorted(set(folders) - set(known)):
         parser.error(f"no such numbered folder: {', '.join(unknown)}")
-    with ThreadPoolExecutor(cores()) as pool:
+    with ThreadPoolExecutor(possible_workers()) as pool:
         found = [problem for problem in pool.map(lambda folder: check(folder, args.tests, args.notebooks), folders) if problem]
     print("\n".join(found) if found else f"{len(folders)} folders run alone")
     return 1 if found else 0

@@ -360,5 +360,5 @@ def test_learning_rate_on_resume_is_the_one_asked_for(finished_run, tmp_path, ca
 def test_training_bf16_by_choice_keeps_weights_in_float32(text_file, capsys):
     micro = {**SMALL, "emb_dim": 4}
     _, _, _, model = gpt_train.main(micro, {**SETTINGS, "data": text_file, "precision": "bf16", "max_steps": 1, "batch_size": 1})
-    assert "precision bf16" in capsys.readouterr().out
+    assert "parameters, bf16" in capsys.readouterr().out
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
