@@ -191,6 +191,7 @@ def test_clean_drops_noise_keeps_meaning_and_is_stable(tmp_path):
     )
     nb.cells[1].metadata.update(execution={"iopub.execute_input": "2026-01-01"}, collapsed=True)
     nb.cells[1].outputs[2].metadata["image/png"]["width"] = 400
+    nb.cells[1].outputs[2].metadata["collapsed"] = True
     for cell in nb.cells:
         cell["id"] = "twice"
     once = notebooks.as_text(notebooks.clean(nb))
