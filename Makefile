@@ -84,7 +84,7 @@ notebooks-check: $(STAMP)  ## check the rules notebooks follow
 	$(PY) setup/tools/notebooks.py check $(NOTEBOOKS)
 
 bench: $(STAMP)  ## side-by-side timings
-	$(PY) setup/tools/bench.py
+	$(PY) ch05/01_main-chapter-code/benchmark_precision.py
 	$(PY) ch05/07_gpt_to_llama/benchmark.py
 
 clean:  ## remove .venv, runs and caches

@@ -141,8 +141,6 @@ def local_modules(name):
     """Modules a file may import because they lie in its folder, or in the one its tests test."""
     folder = Path(name).parent
     places = [folder, folder.parent] if folder.name == "tests" else [folder]
-    if name == "setup/tools/bench.py":
-        places.append(Path("ch05/01_main-chapter-code"))  # it times that chapter's training
     return {Path(other).stem for other in tracked() if other.endswith(".py") and Path(other).parent in places}
 
 

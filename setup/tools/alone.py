@@ -43,12 +43,6 @@ for path in sorted(pathlib.Path().glob("*.py")):
 """
 
 
-def numbered_folders() -> list[str]:
-    """Every numbered folder of a chapter or an appendix, in order."""
-    names = (re.match(r"(?:ch\d\d|appendix-[A-E])/\d\d_[^/]+(?=/)", path) for path in tracked(ROOT))
-    return sorted({name[0] for name in names if name})
-
-
 def copy_alone(folder: str, place: Path) -> Path:
     """Copy one folder and the plumbing of pytest below `place`; returns the copy."""
     for name in [*PLUMBING, *(path for path in tracked(ROOT) if path.startswith(f"{folder}/"))]:
@@ -90,10 +84,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tests", action="store_true", help="also run the folder's quick tests in the copy")
     parser.add_argument("--notebooks", action="store_true", help="also run its notebooks there, outputs not compared")
     args = parser.parse_args(argv)
-    known = numbered_folders()
+    matches = (re.match(r"(?:ch\d\d|appendix-[A-E])/\d\d_[^/]+(?=/)", path) for path in tracked(ROOT))
+    known = sorted({match[0] for match in matches if match})
     folders = [folder.rstrip("/") for folder in args.folders] or known
-    if unknown := sorted(set(folders) - set(known)):
-        parser.error(f"no such numbered folder: {', '.join(unknown)}")
+    if not set(folders) <= set(known):
+        parser.error(f"no such numbered folder among {', '.join(folders)}")
     with ThreadPoolExecutor(possible_workers()) as pool:
         found = [problem for problem in pool.map(lambda folder: check(folder, args.tests, args.notebooks), folders) if problem]
     print("\n".join(found) if found else f"{len(folders)} folders run alone")

@@ -6,6 +6,7 @@ gets one module, called like the family, with these definitions, everything that
 
 import ast
 import re
+import subprocess
 import symtable
 import sys
 from dataclasses import dataclass, field
@@ -224,19 +225,11 @@ def refuse_clashes(family: str, specs: set[tuple], provided: set[str]) -> None:
 
 
 def render_imports(specs: set[tuple]) -> str:
-    """Import lines in the usual order: __future__, standard library, the rest; `import` before `from`, each sorted."""
-    groups: list[list[str]] = [[], [], []]
-    joined: dict[tuple, list[str]] = {}
-    for module, name, alias in specs:
-        joined.setdefault((name is not None, module, alias and f"{name or module} as {alias}" or ""), []).append(name)
-    for (is_from, module, aliased), names in sorted(joined.items(), key=lambda item: (item[0][0], item[0][1].lower(), item[0])):
-        names.sort(key=lambda n: n and (not n.isupper(), not n[0].isupper(), n))
-        line = f"from {module} import {aliased or ', '.join(names)}" if is_from else f"import {aliased or module}"
-        if len(line) > 140:
-            line = f"from {module} import (\n    " + ",\n    ".join(names) + ",\n)"
-        top = module.split(".")[0]
-        groups[0 if top == "__future__" else 1 if top in sys.stdlib_module_names else 2].append(line)
-    return "\n\n".join("\n".join(group) for group in groups if group)
+    """Import lines as ruff sorts and joins them."""
+    lines = [f"from {m} import {n}" if n else f"import {m}" for m, n, _ in specs]
+    lines = [f"{line} as {alias}" if alias else line for line, (*_, alias) in zip(lines, specs, strict=True)]
+    command = [sys.executable, "-m", "ruff", "check", "--select", "I", "--fix", "--quiet", "--isolated", "--line-length", "140", "-"]
+    return subprocess.run(command, input="\n".join(sorted(lines)), capture_output=True, text=True, check=True).stdout.strip()
 
 
 def join(found: list[Statement]) -> str:

@@ -2,7 +2,6 @@
 
     python setup/tools/copies.py            write every generated file, remove what is no longer needed (make copies)
     python setup/tools/copies.py --check    rewrite in memory, exit 1 with one line for each difference (part of make test)
-    python setup/tools/copies.py --list     show each generated file with its sources, and each proof
 
 Numbered folders run alone, so nothing imports across folders. What a folder borrows, it imports, and the import is the only
 declaration: `from previous_chapters import GPTModel` in a module, notebook or test makes this tool write a module
@@ -205,10 +204,8 @@ def orphans(root: Path, families: list[Family], copies: list[Copy]) -> list[str]
 
 
 def is_current(root: Path, copy: Copy) -> bool:
-    """True if the target holds these bytes; a checkout that turned line ends of code into CRLF is accepted."""
-    path = root / copy.target
-    there = path.read_bytes() if path.is_file() else b""
-    return copy.content in (there, there.replace(b"\r\n", b"\n") if path.suffix in (".py", ".ipynb") else there)
+    """True if the target holds these bytes."""
+    return (root / copy.target).is_file() and (root / copy.target).read_bytes() == copy.content
 
 
 def write(root: Path, copies: list[Copy], unneeded: list[str]) -> None:
@@ -246,21 +243,10 @@ def prove(root: Path, config: dict) -> list[str]:
     return problems
 
 
-def show(config: dict, copies: list[Copy]) -> None:
-    """Print each generated file with its sources and each proof with its files."""
-    for c in copies:
-        print(f"{c.target} <- {', '.join(c.sources)}")
-    for e in config.get("ledger", []):
-        print(f"{e['module']} == {e['notebook']}")
-    for e in config.get("redefines_nothing", []):
-        print(f"{', '.join(e['notebooks'])} redefines nothing of {e['module']}")
-
-
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns 0, or 1 after one line for each problem; a wrong copies.toml is exit code 2."""
     parser = argparse.ArgumentParser(description="Write every generated file, and prove that repeated definitions agree.")
     parser.add_argument("--check", action="store_true", help="write nothing; report files that differ and definitions that drifted")
-    parser.add_argument("--list", action="store_true", help="show each generated file and each proof")
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parents[2], help="repository to work on (default: this one)")
     args = parser.parse_args(argv)
     try:
@@ -270,9 +256,7 @@ def main(argv: list[str] | None = None) -> int:
     except Problem as problem:
         parser.exit(2, f"{parser.prog}: error: {problem}\n")
     copies, problems = plan(args.root, families)
-    if args.list:
-        show(config, copies)
-    elif args.check:
+    if args.check:
         problems += differences(args.root, copies, orphans(args.root, families, copies)) + prove(args.root, config)
     elif not problems:  # with a folder missing from the plan, its files would look like orphans
         write(args.root, copies, orphans(args.root, families, copies))

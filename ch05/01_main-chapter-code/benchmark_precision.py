@@ -1,7 +1,7 @@
 """Training speed side by side: chapter 5's GPT with 124M parameters in float32 and in the precision that `auto` chooses here.
 
-    python setup/tools/bench.py               # 20 steps of each
-    python setup/tools/bench.py --steps 50
+    python benchmark_precision.py               # 20 steps of each
+    python benchmark_precision.py --steps 50
 
 Each precision runs in a process of its own, so that its peak memory is its own. Seed, weights and batches are equal; the
 losses of the same step therefore differ by rounding alone.
@@ -13,29 +13,24 @@ import statistics
 import sys
 import time
 from itertools import islice
-from pathlib import Path
 
-from notebook_budgets import describe_machine
+import torch
+from gpt_train import STORY_FILE, calc_loss_batch, create_split_loaders
+from previous_chapters import GPT_CONFIG_124M, GPTModel, read_text
+from training_tools import adamw, fuse_gelu, peak_memory_gb, use_precision
 
-CHAPTER = Path(__file__).resolve().parents[2] / "ch05" / "01_main-chapter-code"
 BATCH_SIZE, CONTEXT, WARM_UP = 2, 256, 3  # the first steps are not timed: buffers are being allocated
 
 
 def measure(precision: str, steps: int, sizes: dict) -> dict:
     """Train for `steps` steps in this process; returns speed, losses, memory and what the precision came to."""
-    sys.path.insert(0, str(CHAPTER))
-    import torch
-    from gpt_train import STORY_FILE, calc_loss_batch, create_split_loaders
-    from previous_chapters import GPT_CONFIG_124M, GPTModel, read_text
-    from training_tools import fuse_gelu, fused_adamw_works, peak_memory_gb, use_precision
-
     cfg, device = {**GPT_CONFIG_124M, "context_length": CONTEXT, **sizes}, torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loader, _ = create_split_loaders(read_text(STORY_FILE), cfg, BATCH_SIZE)
     torch.manual_seed(123)
     model = GPTModel(cfg).to(device).train()
     fuse_gelu(model)
     chosen = use_precision(model, precision, device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-4, weight_decay=0.1, fused=fused_adamw_works(device))
+    optimizer = adamw(model, 4e-4, 0.1, device)
     losses, seconds = [], []
     for input_batch, target_batch in islice((batch for _ in range(steps) for batch in loader), steps + WARM_UP):
         start = time.perf_counter()
@@ -63,7 +58,8 @@ def main(argv=None, **sizes) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--steps", type=int, choices=range(1, 1001), metavar="N", default=20, help="timed steps of each (default: 20)")
     steps, results = parser.parse_args(argv).steps, []
-    print(f"{describe_machine()}; batch {BATCH_SIZE}, context {CONTEXT}, {steps} steps; speed of the median step", flush=True)
+    here = f"torch {torch.__version__}, {torch.get_num_threads()} threads"
+    print(f"{here}; batch {BATCH_SIZE}, context {CONTEXT}, {steps} steps; speed of the median step", flush=True)
     for precision in ("fp32", "auto"):
         with multiprocessing.get_context("spawn").Pool(1) as process:
             results.append(process.apply(measure, (precision, steps, sizes)))
