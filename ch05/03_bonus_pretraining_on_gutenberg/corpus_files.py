@@ -36,7 +36,7 @@ def read_document(path: Path, fallback_encoding: str = "latin1") -> str:
         raise ValueError("empty")
     if b"\0" in data:
         encoding = likely_encoding(data)
-        raise ValueError(f"probably {encoding}, not UTF-8" if encoding else "binary, not text")
+        raise ValueError(f"probably {encoding}, not UTF-8: save it as UTF-8" if encoding else "binary, not text")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from corpus_files import read_document
 from ngrams import ngram_hashes, ngram_set
+from previous_chapters import likely_encoding
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 SEPARATOR = "<|endoftext|>"
@@ -44,7 +45,7 @@ def documents_of(path: str | Path) -> Iterator[str]:
                 raise ValueError(f"{path}: {problem}") from None
             yield from text.split(SEPARATOR)
     except UnicodeDecodeError:
-        raise ValueError(f"{path} is not UTF-8 text") from None
+        raise ValueError(f"{path}: probably {likely_encoding(path.read_bytes())}, not UTF-8: save it as UTF-8") from None
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from None
 

@@ -5,6 +5,7 @@ import inspect
 import math
 import random
 import re
+import shlex
 import subprocess
 import sys
 import warnings
@@ -244,16 +245,36 @@ def test_a_byte_order_mark_is_no_part_of_the_text_and_line_ends_are_those_of_pyt
     assert dataloader.read_text(tmp_path / "windows.txt") == "Nell sang.\nAmos rowed.\n"
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "cp1252"])
-def test_another_encoding_is_named_and_the_printed_command_converts_the_file(encoding, tmp_path, monkeypatch):
-    text = "Nell sang \u201cMüller\u201d.\n" * 20
-    (tmp_path / "desk.txt").write_bytes(text.encode(encoding))
+OTHER_ENCODINGS = [
+    ("Nell sang \u201cMüller\u201d.\n", ["utf-16", "utf-16-le", "utf-16-be", "cp1252"]),
+    ("Нелл\u00a0пела поздно.\r\n", ["utf-16", "utf-16-le", "utf-16-be"]),
+]
+
+
+@pytest.mark.parametrize("text, encoding", [(text, encoding) for text, encodings in OTHER_ENCODINGS for encoding in encodings])
+def test_another_encoding_is_named_and_the_printed_command_converts_the_file(text, encoding, tmp_path, monkeypatch):
+    name = "Nell's notes.txt"
+    (tmp_path / name).write_bytes(text.encode(encoding))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=f"probably {encoding}:") as caught:
-        dataloader.read_text("desk.txt")
-    code = str(caught.value).partition('python -c "')[2].removesuffix('"')
-    subprocess.run([sys.executable, "-c", code], check=True)
-    assert dataloader.read_text("utf8.txt") == text and (tmp_path / "desk.txt").read_bytes() == text.encode(encoding)
+        dataloader.read_text(name)
+    words = shlex.split(str(caught.value).partition("or run: ")[2])
+    assert words[0] == "python" and "\n" not in str(caught.value)
+    subprocess.run([sys.executable, *words[1:]], check=True)
+    assert dataloader.read_text("Nell's notes-utf8.txt") == text.replace("\r\n", "\n")
+    assert (tmp_path / name).read_bytes() == text.encode(encoding)
+    again = subprocess.run([sys.executable, *words[1:]], capture_output=True)
+    assert again.returncode != 0 and b"FileExistsError" in again.stderr  # it overwrites nothing
+
+
+PNG, ZIP = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\xff\xd8", b"PK\x03\x04\x14\x00 \x00"
+
+
+@pytest.mark.parametrize("data", [PNG, ZIP, b"\x00\x01", b" \x00a\x00x", b" \x00a\x00\x00\xd8", bytes(range(256))])
+def test_binary_files_are_not_taken_for_text(data, tmp_path):
+    (tmp_path / "photo.txt").write_bytes(data)
+    with pytest.raises(ValueError, match=r"photo\.txt is not text$"):
+        dataloader.read_text(tmp_path / "photo.txt")
 
 
 BAD_CALLS = {
@@ -279,7 +300,7 @@ def test_bad_input_is_one_line_and_exit_2(case, tmp_path, capsys):
     (tmp_path / "empty.txt").write_text("\n", encoding="utf-8")
     (tmp_path / "latin.txt").write_bytes("Müller".encode("latin-1"))
     (tmp_path / "utf16.txt").write_text("Nell sang.", encoding="utf-16")
-    (tmp_path / "photo.txt").write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\xff\xd8")
+    (tmp_path / "photo.txt").write_bytes(PNG)
     (tmp_path / "short.txt").write_text("Nell sang.", encoding="utf-8")
     arguments, message = BAD_CALLS[case]
     with pytest.raises(SystemExit) as stop:
@@ -293,3 +314,10 @@ def test_the_script_runs_from_any_folder(tmp_path):
     command = [sys.executable, str(script), "--help"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", check=False)
     assert done.returncode == 0 and "default: 8" in done.stdout and done.stderr == ""
+
+
+def test_a_text_in_another_encoding_is_one_line_and_exit_2_on_a_real_command_line(tmp_path):
+    (tmp_path / "desk.txt").write_text("Nell sang.", encoding="utf-16")
+    command = [sys.executable, dataloader.__file__, "--text", "desk.txt"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1) and "probably utf-16" in done.stderr

@@ -191,3 +191,12 @@ def test_bad_input_ends_in_one_line(capsys, tmp_path, options, words):
 def test_a_line_that_is_no_document_is_named(capsys, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a b"}\n[1]\n', encoding="utf-8")
     expect_one_line(capsys, lambda: prepare_dataset.main(["--generated", "a.jsonl"]), "a.jsonl, line 2")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "cp1252"])
+def test_lines_in_another_encoding_are_named_and_a_byte_order_mark_is_dropped(capsys, tmp_path, encoding):
+    line = json.dumps({"text": "Café."}, ensure_ascii=False) + "\n"
+    (tmp_path / "a.jsonl").write_bytes(line.encode(encoding))
+    expect_one_line(capsys, lambda: prepare_dataset.main(["--generated", "a.jsonl"]), "a.jsonl", f"probably {encoding}", "save it as UTF-8")
+    (tmp_path / "a.jsonl").write_bytes(line.encode("utf-8-sig"))
+    assert list(shards.documents_of("a.jsonl")) == ["Café."]
