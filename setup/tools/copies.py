@@ -171,10 +171,10 @@ def learner_edition(root: Path, source: str) -> bytes:
 # ---- the plan ----
 
 
-def plan(root: Path, families: list[Family]) -> tuple[list[Copy], list[str]]:
+def plan(root: Path, families: list[Family], files_of_project: list[str]) -> tuple[list[Copy], list[str]]:
     """Every generated file that can be made, and a line for each that cannot."""
     folders: dict[str, list[str]] = {}
-    for path in tracked(root):
+    for path in files_of_project:
         if match := NUMBERED.fullmatch(path):
             folders.setdefault(match[1], []).append(path)
     found: list[Copy] = []
@@ -189,12 +189,12 @@ def plan(root: Path, families: list[Family]) -> tuple[list[Copy], list[str]]:
     return found, problems
 
 
-def orphans(root: Path, families: list[Family], copies: list[Copy]) -> list[str]:
+def orphans(root: Path, families: list[Family], copies: list[Copy], files_of_project: list[str]) -> list[str]:
     """Tracked files that call themselves generated, or repeat a lent data file, and are in no plan."""
     planned = {c.target for c in copies}
     data = {Path(path).name: path for family in families for path in family.data}
     found = []
-    for path in tracked(root):
+    for path in files_of_project:
         if path in planned or path.startswith("setup/") or not (root / path).is_file():
             continue
         head = (root / path).read_bytes()[:2000].decode("utf-8", "replace") if path.endswith((".py", ".ipynb")) else ""
@@ -255,11 +255,12 @@ def main(argv: list[str] | None = None) -> int:
             family.home  # noqa: B018 (two meanings of one name are a fault even where nobody borrows it)
     except Problem as problem:
         parser.exit(2, f"{parser.prog}: error: {problem}\n")
-    copies, problems = plan(args.root, families)
+    files = tracked(args.root, new=not args.check)  # what git does not know may be a learner's own: it is served, not judged
+    copies, problems = plan(args.root, families, files)
     if args.check:
-        problems += differences(args.root, copies, orphans(args.root, families, copies)) + prove(args.root, config)
+        problems += differences(args.root, copies, orphans(args.root, families, copies, files)) + prove(args.root, config)
     elif not problems:  # with a folder missing from the plan, its files would look like orphans
-        write(args.root, copies, orphans(args.root, families, copies))
+        write(args.root, copies, orphans(args.root, families, copies, files))
     for problem in problems:
         print(problem, file=sys.stderr)
     if not problems:

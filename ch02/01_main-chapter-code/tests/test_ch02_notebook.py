@@ -1,6 +1,5 @@
 """Facts that the prose of ch02.ipynb states, computed anew, and the promises of the folder's pages."""
 
-import ast
 import re
 from pathlib import Path
 
@@ -67,19 +66,6 @@ def test_each_section_asks_to_try_something_and_six_predictions_are_asked():
 def test_six_to_eight_questions_with_folded_answers():
     tail = next(cell.source for cell in NOTEBOOK.cells if "### Check yourself" in cell.source)
     assert 6 <= len(re.findall(r"(?m)^\d\. ", tail)) == tail.count("<details>") == tail.count("</details>") <= 8
-
-
-def test_no_comparison_stands_alone_in_the_tests():
-    for path in sorted((FOLDER / "tests").glob("test_*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            assert not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Compare)), f"{path.name}:{node.lineno} asserts nothing"
-
-
-def test_readme_lists_every_file_of_the_folder_and_no_other():
-    readme = (FOLDER / "README.md").read_text(encoding="utf-8")
-    listed = set(re.findall(r"\[`?([\w.-]+?)/?`?\]\(", readme))
-    there = {path.name for path in FOLDER.iterdir() if not path.name.startswith((".", "__")) and path.name != "README.md"}
-    assert there <= listed and all((FOLDER / name).exists() for name in listed if "." in name)
 
 
 def test_the_map_puts_nothing_into_the_text_files_folder():
