@@ -18,7 +18,7 @@ from pathlib import Path
 
 import nbformat
 from borrowing import DEFINITIONS, Family, Problem, Source, parse
-from ledger import cell_statements, ledger, redefinitions
+from ledger import cell_statements, ledger
 from tracked import tracked
 
 if sys.version_info >= (3, 11):
@@ -27,7 +27,7 @@ else:
     import tomli as tomllib
 
 CONFIG = "setup/tools/copies.toml"
-KEYS = {"ledger": ({"module", "notebook"}, {"module_only", "deviations"}), "redefines_nothing": ({"module", "notebooks"}, set())}
+REQUIRED, OPTIONAL = {"module", "notebook"}, {"module_only", "deviations"}  # keys of a [[ledger]]
 NUMBERED = re.compile(r"((?:ch\d\d|appendix-[A-E])/\d\d_[^/]+)/(?:tests/)?[^/]+\.(?:py|ipynb)")
 MARK = re.compile(r"Generated (?:by|from \S+ by) `make copies`")
 SOLUTIONS, EDITION = "exercise-solutions.ipynb", "exercises.ipynb"
@@ -70,12 +70,11 @@ def load(root: Path) -> tuple[list[Family], dict]:
         config = tomllib.loads(read(root, CONFIG))
     except tomllib.TOMLDecodeError as error:
         raise Problem(f"{CONFIG}: {error}") from None
-    if unknown := config.keys() - {"families", *KEYS}:
-        raise Problem(f"{CONFIG}: unknown kind {', '.join(sorted(unknown))} (known: families, {', '.join(KEYS)})")
-    for kind, (required, optional) in KEYS.items():
-        for entry in config.get(kind, []):
-            if not required <= entry.keys() <= required | optional:
-                raise Problem(f"{CONFIG}: a [[{kind}]] has the keys {sorted(entry)}, needs {sorted(required)}, may have {sorted(optional)}")
+    if unknown := config.keys() - {"families", "ledger"}:
+        raise Problem(f"{CONFIG}: unknown kind {', '.join(sorted(unknown))} (known: families, ledger)")
+    for entry in config.get("ledger", []):
+        if not REQUIRED <= entry.keys() <= REQUIRED | OPTIONAL:
+            raise Problem(f"{CONFIG}: a [[ledger]] has the keys {sorted(entry)}, needs {sorted(REQUIRED)}, may have {sorted(OPTIONAL)}")
     families: list[Family] = []
     for name, paths in config.get("families", {}).items():
         sources = [Source(path, read(root, path)) for path in paths]
@@ -230,16 +229,15 @@ def differences(root: Path, copies: list[Copy], unneeded: list[str]) -> list[str
 
 
 def prove(root: Path, config: dict) -> list[str]:
-    """Problems of every ledger and every notebook that is to redefine nothing."""
-    jobs = [(ledger, e["module"], e["notebook"], (e.get("module_only", {}), e.get("deviations", {}))) for e in config.get("ledger", [])]
-    for e in config.get("redefines_nothing", []):
-        jobs += [(redefinitions, e["module"], notebook, ()) for notebook in e["notebooks"]]
+    """Problems of every ledger."""
     problems = []
-    for proof, module, notebook, rest in jobs:
+    for e in config.get("ledger", []):
+        module, notebook = e["module"], e["notebook"]
         try:
-            problems += proof(module, read(root, module), notebook, read_notebook(root, notebook), *rest)
+            exceptions = e.get("module_only", {}), e.get("deviations", {})
+            problems += ledger(module, read(root, module), notebook, read_notebook(root, notebook), *exceptions)
         except Problem as problem:
-            problems.append(f"{proof.__name__} of {module} and {notebook}: {problem}")
+            problems.append(f"ledger of {module} and {notebook}: {problem}")
     return problems
 
 

@@ -80,3 +80,9 @@ def test_one_hot_product_of_section_2_7_also_has_the_same_gradient():
     lookup[ids].square().sum().backward()
     (torch.nn.functional.one_hot(ids, 6).float() @ product).square().sum().backward()
     assert torch.allclose(lookup.grad, product.grad)
+
+
+def test_the_summary_notebook_imports_the_module_and_defines_nothing():
+    cells = [cell.source for cell in nbformat.read(FOLDER / "dataloader.ipynb", as_version=4).cells if cell.cell_type == "code"]
+    assert "from dataloader import" in "\n".join(cells)
+    assert not [source for source in cells if re.search(r"^(def|class) ", source, flags=re.M)]
