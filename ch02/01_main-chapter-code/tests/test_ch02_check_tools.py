@@ -83,10 +83,9 @@ def test_jupyter_shows_the_message_alone():
 
 
 def test_learner_line_passes_over_the_checks_themselves():
-    try:
+    with pytest.raises(CheckFailed) as error:
         expect_equal(1, 2, "", "")
-    except CheckFailed as error:
-        assert "test_ch02_check_tools.py" in learner_line(error)
+    assert "test_ch02_check_tools.py" in learner_line(error.value)
 
 
 @pytest.mark.parametrize("expected, got", [(1, 2), (1, 1.0), (1, True), ([1], (1,)), ("a", "b"), (None, 0), ([1, 2], [1])])

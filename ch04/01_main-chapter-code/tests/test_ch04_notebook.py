@@ -72,11 +72,19 @@ def test_notebook_and_readme_show_the_same_seeded_text():
     assert ids in OUTPUT
 
 
+def labels(svg: Path) -> list[str]:
+    """The texts of a diagram in order: matplotlib draws letters as paths and leaves each text in a comment."""
+    return re.findall(r"<!-- (.*?) -->", svg.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
 def test_diagrams_are_those_of_figures_py(tmp_path):
     assert figures.main(["--output", str(tmp_path / "new")]) == 0
     names = {path.name for path in (tmp_path / "new").iterdir()}
     assert names == {path.name for path in (FOLDER / "figures").iterdir()}
-    assert all(f"figures/{name}" in PROSE for name in names)
+    for name in names:
+        stored, drawn = FOLDER / "figures" / name, tmp_path / "new" / name
+        assert f"figures/{name}" in PROSE and labels(stored) == labels(drawn) != []
+        assert stored.stat().st_size == pytest.approx(drawn.stat().st_size, rel=0.05)
 
 
 def test_diagrams_that_cannot_be_written_end_in_one_line(tmp_path, capsys):

@@ -1,6 +1,6 @@
 """Not a test: one process of test_ch05_03_training.py. Saves the gradients of its share of one batch, averaged over all.
 
-    RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=... LOCAL_RANK=0 python gradients_of_a_rank.py SHARD OUTPUT
+    torchrun --standalone --nproc_per_node=2 gradients_of_a_rank.py SHARD OUTPUT CONFIGURATION
 """
 
 import json

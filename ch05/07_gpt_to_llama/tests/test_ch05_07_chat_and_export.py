@@ -76,8 +76,7 @@ def test_the_oldest_turns_leave_a_conversation_that_is_too_long(tiny_chat):
     args = argparse.Namespace(max_new_tokens=4, cache="on")
     turns = [{"role": role, "content": letter * 20} for role, letter in zip(["user", "assistant"] * 2 + ["user"], "abcde", strict=True)]
     list(chat.answer(tiny_chat, Counting(), [{"role": "system", "content": "s"}, *turns], args, llama.greedy))
-    assert [content[0] for content in seen[-1]] == ["s", "e"] or [content[0] for content in seen[-1]] == ["s", "c", "d", "e"]
-    assert sum(map(len, seen[-1])) <= 60
+    assert [content[0] for content in seen[-1]] == ["s", "e"]  # a turn more would be 61 tokens, and 60 leave room for the answer
     with pytest.raises(ValueError, match="70 tokens"):
         list(chat.answer(tiny_chat, Letters(), [{"role": "user", "content": "x" * 70}], args, llama.greedy))
 

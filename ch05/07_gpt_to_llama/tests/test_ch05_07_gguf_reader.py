@@ -13,8 +13,6 @@ import torch
 from gguf_reader import HuggingFaceNames, SmolLM2Tokenizer, dequantize_q4_1, dequantize_q8_0, find_smollm2, permute_back, read_gguf
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
-ROOT = Path(__file__).resolve().parents[3]
-
 
 @pytest.fixture(scope="module")
 def smollm2():
