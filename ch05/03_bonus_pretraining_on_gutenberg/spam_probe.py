@@ -1,6 +1,6 @@
 """Is a pretrained model good for something? Its last block, its final norm and a new head learn to tell spam from messages.
 
-    python spam_probe.py                          # the gpt2-mini folder beside this file
+    python spam_probe.py                          # gpt2-mini: LLM_COURSE_WEIGHTS, or the course's own copy
     python spam_probe.py --weights model_checkpoints/tales/gpt2-mini --seeds 1 2 3
 
 All other weights stay as they are, so what the blocks below the last one say about a message is computed once. The data is
@@ -21,16 +21,16 @@ import torch
 import torch.nn as nn
 from fast_gpt import FastGPT
 from previous_chapters import (
+    MODELS_DIR,
     OneLineParser,
     config_of,
+    find_mini,
     gpt2_tokenizer,
     int_at_least,
     load_gpt2_params_from_safetensors,
     load_weights_into_gpt,
     read_settings,
 )
-
-HERE = Path(__file__).resolve().parent
 
 
 def load_spam_messages() -> list[tuple[str, int]]:
@@ -143,13 +143,13 @@ def load_folder(folder: Path, pretrained: bool = True) -> FastGPT:
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns 0, or exits with code 2 and one line on bad input."""
     parser = OneLineParser("Fine-tune the last block of a pretrained GPT on spam, and measure.")
-    parser.add_argument("--weights", type=Path, default=HERE / "gpt2-mini", help="folder with config.json and model.safetensors")
+    parser.add_argument("--weights", type=Path, help="folder with config.json and model.safetensors; without it, of gpt2-mini")
     parser.add_argument("--seeds", type=int, nargs="+", default=[123, 124, 125], help="one run for each: split, head and order")
     parser.add_argument("--epochs", type=int_at_least(1), default=8, help="passes over the training messages")
     parser.add_argument("--random", action=argparse.BooleanOptionalAction, default=False, help="leave the pretraining out, to compare")
     args = parser.parse_args(argv)
     try:
-        model = load_folder(args.weights, pretrained=not args.random)
+        model = load_folder(args.weights or find_mini(MODELS_DIR), pretrained=not args.random)
         runs = []
         for seed in args.seeds:
             runs.append(probe(model, seed, args.epochs))

@@ -9,7 +9,7 @@ import pytest
 import spam_probe
 import torch
 from ngrams import ngram_hashes
-from previous_chapters import gpt2_tokenizer, load_tales
+from previous_chapters import MODELS_DIR, find_mini, gpt2_tokenizer, load_tales
 from shards import SEPARATOR, file_sha256, is_held_out
 from transformers import GPT2LMHeadModel
 
@@ -19,20 +19,26 @@ RESULTS = json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
-def model():
-    return spam_probe.load_folder(FOLDER)
+def weights():
+    """The folder with the weights: in a copy of this folder alone they may be missing, being large, and lie elsewhere."""
+    return find_mini(MODELS_DIR)
 
 
-def test_it_is_a_gpt2_within_forty_megabytes():
-    config = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
+@pytest.fixture(scope="module")
+def model(weights):
+    return spam_probe.load_folder(weights)
+
+
+def test_it_is_a_gpt2_within_forty_megabytes(weights):
+    config = json.loads((weights / "config.json").read_text(encoding="utf-8"))
     assert config["model_type"] == "gpt2" and config["tie_word_embeddings"] and config["vocab_size"] == gpt2_tokenizer().n_vocab
-    assert config["n_positions"] >= 256 and (FOLDER / "model.safetensors").stat().st_size <= 40_000_000
-    assert file_sha256(FOLDER / "model.safetensors") == RESULTS["sha256"]["model.safetensors"]
+    assert config["n_positions"] >= 256 and (weights / "model.safetensors").stat().st_size <= 40_000_000
+    assert file_sha256(weights / "model.safetensors") == RESULTS["sha256"]["model.safetensors"]
 
 
 @torch.no_grad()
-def test_hugging_face_loads_it_and_computes_the_same(model):
-    theirs = GPT2LMHeadModel.from_pretrained(FOLDER, dtype=torch.float32).eval()
+def test_hugging_face_loads_it_and_computes_the_same(model, weights):
+    theirs = GPT2LMHeadModel.from_pretrained(weights, dtype=torch.float32).eval()
     ids = torch.tensor([gpt2_tokenizer().encode("Dear Ada, the boat came in at noon, and nobody was on it.")])
     assert torch.allclose(model(ids), theirs(ids).logits, atol=1e-3)
 

@@ -77,3 +77,13 @@ def test_a_folder_is_loaded_and_bad_input_ends_in_one_line(model, tmp_path, caps
             spam_probe.main(["--weights", str(tmp_path / folder)])
         message = capsys.readouterr().err
         assert stopped.value.code == 2 and message.count("\n") == 1 and folder in message
+
+
+@pytest.mark.parametrize("named", [".", "gpt2-mini"])
+def test_without_weights_gpt2_mini_is_looked_for_where_the_environment_says(model, named, tmp_path, monkeypatch, capsys):
+    export_gpt2(model.state_dict(), SMALL, tmp_path / "gpt2-mini")
+    monkeypatch.setenv("LLM_COURSE_WEIGHTS", str(tmp_path / named))
+    probed = []
+    monkeypatch.setattr(spam_probe, "probe", lambda found, seed, epochs: probed.append(found) or {"test": 0.5})
+    assert spam_probe.main(["--seeds", "1"]) == 0 and "50.0 %" in capsys.readouterr().out
+    assert torch.allclose(probed[0].tok_emb.weight, model.tok_emb.weight, atol=1e-3)
