@@ -3,7 +3,7 @@
 It adds to chapter 4's model the loss, the training loop, its measurements and checkpoints from which a killed run goes on
 bit for bit.
 
-Run it:  python gpt_train.py --output_dir my-gpt        (11 minutes on two slow cores; then see gpt_generate.py)
+Run it:  python gpt_train.py --output_dir my-gpt        (one to two minutes on two cores; then see gpt_generate.py)
 """
 
 import contextlib
