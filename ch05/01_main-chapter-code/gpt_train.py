@@ -3,7 +3,7 @@
 It adds to chapter 4's model the loss, the training loop, its measurements and checkpoints from which a killed run goes on
 bit for bit.
 
-Run it:  python gpt_train.py --output_dir my-gpt        (11 minutes on two slow cores; then see gpt_generate.py)
+Run it:  python gpt_train.py --output_dir my-gpt        (one to two minutes on two cores; then see gpt_generate.py)
 """
 
 import contextlib
@@ -35,16 +35,7 @@ from previous_chapters import (
 )
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from training_tools import (
-    PrintAboveBar,
-    float_from_zero,
-    fuse_gelu,
-    fused_adamw_works,
-    peak_memory_gb,
-    positive_float,
-    prepare_folder,
-    use_precision,
-)
+from training_tools import PrintAboveBar, adamw, float_from_zero, fuse_gelu, peak_memory_gb, positive_float, prepare_folder, use_precision
 
 START_CONTEXT = "Mrs. Tamsett looked at the clock"
 
@@ -184,19 +175,12 @@ def create_split_loaders(text: str, gpt_config: dict, batch_size: int) -> tuple[
 
 OPTIONAL_SETTINGS = {
     "data": STORY_FILE,
-    "seed": 123,
-    "device": "auto",
-    "precision": "fp32",
-    "eval_freq": 5,
-    "eval_iter": 1,
-    "start_context": START_CONTEXT,
+    "seed": 123, "device": "auto", "precision": "fp32",
+    "eval_freq": 5, "eval_iter": 1, "start_context": START_CONTEXT,
     "output_dir": None,  # a folder for checkpoints and results; None keeps nothing
-    "overwrite": False,
-    "resume": False,
+    "overwrite": False, "resume": False,
     "save_freq": 30,  # updates from one checkpoint to the next
-    "max_steps": None,
-    "max_minutes": None,
-    "plot": True,
+    "max_steps": None, "max_minutes": None, "plot": True,
 }
 
 
@@ -223,11 +207,9 @@ def main(gpt_config: dict, settings: dict) -> tuple[list, list, list, nn.Module]
     device = pick_device(settings["device"])
     model.to(device)
     precision = use_precision(model, settings["precision"], device)
-    hyperparameters = {"lr": settings["learning_rate"], "weight_decay": settings["weight_decay"]}
-    optimizer = torch.optim.AdamW(model.parameters(), **hyperparameters, fused=fused_adamw_works(device))
+    optimizer = adamw(model, settings["learning_rate"], settings["weight_decay"], device)
     state = restore_checkpoint(checkpoint, model, optimizer) if checkpoint else TrainingState()
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"learning rate {settings['learning_rate']}, weight decay {settings['weight_decay']}")
+    size = sum(parameter.numel() for parameter in model.parameters())
     if folder:
         prepare_folder(folder, gpt_config, keep_results=checkpoint is not None)
         if not checkpoint:
@@ -235,8 +217,7 @@ def main(gpt_config: dict, settings: dict) -> tuple[list, list, list, nn.Module]
 
     tokens_per_step = settings["batch_size"] * gpt_config["context_length"]
     last_step = min(settings["num_epochs"] * len(train_loader), settings["max_steps"] or math.inf)
-    started = time.monotonic()
-    deadline = started + 60 * (settings["max_minutes"] or math.inf)
+    deadline = time.monotonic() + 60 * (settings["max_minutes"] or math.inf)
 
     def after_step(state: TrainingState) -> bool:
         bar.update(tokens_per_step)
@@ -254,14 +235,14 @@ def main(gpt_config: dict, settings: dict) -> tuple[list, list, list, nn.Module]
     if state.step + 1 < last_step:
         measuring = (settings["num_epochs"], settings["eval_freq"], settings["eval_iter"], settings["start_context"], gpt2_tokenizer())
         with bar, contextlib.redirect_stdout(PrintAboveBar(sys.stdout, folder and folder / "log.txt")):
-            print(f"{parameters:,} parameters, {precision}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}")
+            print(f"{size:,} parameters, {precision}, {torch.get_num_threads()} threads, learning rate {settings['learning_rate']}")
             losses = train_model_simple(model, train_loader, val_loader, optimizer, device, *measuring, state, after_step)
-            print(f"{state.tokens_seen:,} tokens seen, {(time.monotonic() - started) / 60:.1f} minutes")
+            print(f"{state.tokens_seen:,} tokens seen, {bar.format_dict['elapsed'] / 60:.1f} minutes")
     if folder:
         save_atomically(model.state_dict(), folder / "model.pth")
         if settings["plot"]:
-            tokens_per_epoch = len(train_loader) * tokens_per_step
-            plot_losses([t / tokens_per_epoch for t in losses[2]], losses[2], *losses[:2], path=folder / "loss-plot.pdf")
+            epochs = [tokens / tokens_per_step / len(train_loader) for tokens in losses[2]]
+            plot_losses(epochs, losses[2], *losses[:2], path=folder / "loss-plot.pdf")
     return *losses, model
 
 

@@ -46,6 +46,11 @@ def fused_adamw_works(device: torch.device) -> bool:
     return device.type == "cuda" or (device.type == "cpu" and version >= (2, 4))
 
 
+def adamw(model: nn.Module, lr: float, weight_decay: float, device: torch.device) -> torch.optim.AdamW:
+    """Return AdamW over all weights of a model that lies on `device`, in one pass over memory where that works."""
+    return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=fused_adamw_works(device))
+
+
 def peak_memory_gb(device: torch.device) -> float:
     """Return the most memory used so far in GB (10^9 bytes): of the GPU if there is one, else of this process."""
     if device.type == "cuda":

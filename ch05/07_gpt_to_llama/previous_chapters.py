@@ -89,40 +89,20 @@ def gpt2_tokenizer() -> tiktoken.Encoding:
 
 # The eight colors of Masataka Okabe and Kei Ito, "Color Universal Design" (2008).
 COLORS = {
-    "blue": "#0072B2",
-    "orange": "#E69F00",
-    "green": "#009E73",
-    "red": "#D55E00",
-    "purple": "#CC79A7",
-    "sky": "#56B4E9",
-    "yellow": "#F0E442",
-    "black": "#000000",
-}
+    "blue": "#0072B2", "orange": "#E69F00", "green": "#009E73", "red": "#D55E00",
+    "purple": "#CC79A7", "sky": "#56B4E9", "yellow": "#F0E442", "black": "#000000",
+}  # fmt: skip
 
 
 def use_course_style() -> None:
     """Set matplotlib's defaults for the figures that follow."""
     import matplotlib.pyplot as plt
 
-    plt.rcParams.update(
-        {
-            "figure.figsize": (6.5, 3.2),
-            "figure.dpi": 100,
-            "figure.facecolor": "white",
-            "figure.constrained_layout.use": True,
-            "axes.prop_cycle": plt.cycler(color=list(COLORS.values())),
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.titlesize": 11,
-            "axes.titlelocation": "left",
-            "axes.labelsize": 10,
-            "xtick.labelsize": 9,
-            "ytick.labelsize": 9,
-            "legend.fontsize": 9,
-            "legend.frameon": False,
-            "image.cmap": "cividis",
-        }
-    )
+    sizes = {"axes.titlesize": 11, "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9}
+    figure = {"figure.figsize": (6.5, 3.2), "figure.dpi": 100, "figure.facecolor": "white", "figure.constrained_layout.use": True}
+    plain = {"axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left", "legend.frameon": False}
+    colors = {"axes.prop_cycle": plt.cycler(color=list(COLORS.values())), "image.cmap": "cividis"}
+    plt.rcParams.update({**figure, **plain, **sizes, **colors})
 
 
 def show(fig, alt: str) -> None:

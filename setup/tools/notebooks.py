@@ -50,7 +50,11 @@ def clean(nb):
         if cell.cell_type == "code":
             cell["outputs"] = _merge_streams(cell.outputs)
             for output in cell.outputs:
-                _clean_output(output, cell.execution_count)
+                if "metadata" in output:
+                    notes = {mime: note for mime, note in output.metadata.items() if isinstance(note, dict) and "alt" in note}
+                    output["metadata"] = nbformat.from_dict({mime: {"alt": note["alt"]} for mime, note in notes.items()})
+                if output.output_type == "execute_result":
+                    output["execution_count"] = cell.execution_count
     return nb
 
 
@@ -63,14 +67,6 @@ def _merge_streams(outputs: list) -> list:
         else:
             merged.append(output)
     return merged
-
-
-def _clean_output(output, execution_count) -> None:
-    if "metadata" in output:
-        alts = {mime: {"alt": value["alt"]} for mime, value in output.metadata.items() if isinstance(value, dict) and "alt" in value}
-        output["metadata"] = nbformat.from_dict(alts)
-    if output.output_type == "execute_result":
-        output["execution_count"] = execution_count
 
 
 class CellFailed(Exception):

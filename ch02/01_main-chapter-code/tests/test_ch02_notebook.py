@@ -1,6 +1,5 @@
 """Facts that the prose of ch02.ipynb states, computed anew, and the promises of the folder's pages."""
 
-import ast
 import re
 from pathlib import Path
 
@@ -69,19 +68,6 @@ def test_six_to_eight_questions_with_folded_answers():
     assert 6 <= len(re.findall(r"(?m)^\d\. ", tail)) == tail.count("<details>") == tail.count("</details>") <= 8
 
 
-def test_no_comparison_stands_alone_in_the_tests():
-    for path in sorted((FOLDER / "tests").glob("test_*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            assert not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Compare)), f"{path.name}:{node.lineno} asserts nothing"
-
-
-def test_readme_lists_every_file_of_the_folder_and_no_other():
-    readme = (FOLDER / "README.md").read_text(encoding="utf-8")
-    listed = set(re.findall(r"\[`?([\w.-]+?)/?`?\]\(", readme))
-    there = {path.name for path in FOLDER.iterdir() if not path.name.startswith((".", "__")) and path.name != "README.md"}
-    assert there <= listed and all((FOLDER / name).exists() for name in listed if "." in name)
-
-
 def test_the_map_puts_nothing_into_the_text_files_folder():
     ids = TOKENIZER.encode("Nell sang.")
     assert "45 695\\n25889 13" in (FOLDER / "figures.py").read_text(encoding="utf-8") and ids == [45, 695, 25889, 13]
@@ -94,3 +80,9 @@ def test_one_hot_product_of_section_2_7_also_has_the_same_gradient():
     lookup[ids].square().sum().backward()
     (torch.nn.functional.one_hot(ids, 6).float() @ product).square().sum().backward()
     assert torch.allclose(lookup.grad, product.grad)
+
+
+def test_the_summary_notebook_imports_the_module_and_defines_nothing():
+    cells = [cell.source for cell in nbformat.read(FOLDER / "dataloader.ipynb", as_version=4).cells if cell.cell_type == "code"]
+    assert "from dataloader import" in "\n".join(cells)
+    assert not [source for source in cells if re.search(r"^(def|class) ", source, flags=re.M)]

@@ -69,14 +69,6 @@ def test_exercises_use_the_chapters_classes():
     assert not [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ClassDef)]
 
 
-def test_readme_lists_every_file_and_names_no_missing_one():
-    text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    linked = set(re.findall(r"\]\(([^)#]+)\)", text))
-    assert all((FOLDER / target).is_file() for target in linked)
-    wanted = {path.name for path in FOLDER.iterdir() if path.is_file() and not path.name.startswith(".")} - {"README.md"}
-    assert wanted <= linked
-
-
 def test_readme_shows_the_scripts_lines(capsys):
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     count = multihead_attention.count_parameters(multihead_attention.MultiHeadAttention(768, 768, 4, 0.0, 12))

@@ -72,12 +72,6 @@ def test_notebook_and_readme_show_the_same_seeded_text():
     assert ids in OUTPUT
 
 
-def test_readme_names_every_file_and_no_other():
-    files = {path.name for path in [*FOLDER.iterdir(), *(FOLDER / "figures").iterdir(), *(FOLDER / "tests").iterdir()] if path.is_file()}
-    named = set(re.findall(r"`([\w.-]+\.(?:py|ipynb|txt|svg|md))`", README)) | {"README.md"}
-    assert files == named
-
-
 def test_diagrams_are_those_of_figures_py(tmp_path):
     assert figures.main(["--output", str(tmp_path / "new")]) == 0
     names = {path.name for path in (tmp_path / "new").iterdir()}

@@ -152,6 +152,8 @@ def test_each_data_package_has_a_checked_file():
 
 
 def test_an_unexpected_error_does_not_stop_the_check(monkeypatch, capsys):
+    import torch  # noqa: F401  (a first import that breaks on a missing version could not be repeated by the next test)
+
     def broken(*arguments):
         raise RuntimeError("out of order")
 
@@ -216,23 +218,20 @@ def test_json_holds_the_same_findings(tmp_path, capsys):
 def test_main_without_arguments_ignores_the_command_line_of_the_program(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["kernel", "-f", "connection.json"])
     status, text = report(capsys)
-    assert status in (0, 1)
-    assert (status == 1) == ("[FAIL]" in text)
+    assert status == ("[FAIL]" in text) and "[OK] Python" in text
 
 
-def test_package_part_imports_none_of_the_packages_and_takes_under_two_seconds(tmp_path):
-    """Also covers the command line: a failing check ends with exit status 1."""
-    folder = Path(check.__file__).parent
+def test_package_part_imports_none_of_the_packages(tmp_path):
     code = (
-        "import sys, time; start = time.perf_counter()\n"
-        f"sys.path.insert(0, {str(folder)!r}); import python_environment_check as c\n"
-        "c.check_packages(c.get_requirements_dict()); seconds = time.perf_counter() - start\n"
-        "heavy = sorted({'torch', 'numpy', 'tensorflow', 'pandas', 'matplotlib'} & set(sys.modules))\n"
-        "print('seconds', seconds < 2, 'imported', heavy)"
+        f"import sys; sys.path.insert(0, {str(Path(check.__file__).parent)!r}); import python_environment_check as c\n"
+        "c.check_packages(c.get_requirements_dict())\n"
+        "print(sorted({'torch', 'numpy', 'tensorflow', 'pandas', 'matplotlib'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, encoding="utf-8")
-    assert done.stdout.splitlines()[-1] == "seconds True imported []", done.stdout + done.stderr
-    assert done.stdout.startswith("[OK] torch")
+    assert done.stdout.startswith("[OK] torch") and done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
+
+
+def test_a_failing_check_ends_with_status_1(tmp_path):
     file = tmp_path / "requirements.txt"
     file.write_text("no-such-package-here\n", encoding="utf-8")
     done = subprocess.run([sys.executable, check.__file__, "--requirements", str(file)], capture_output=True, text=True, encoding="utf-8")

@@ -164,6 +164,12 @@ def test_the_sum_of_all_notebooks_is_limited(tmp_path, capsys, seconds, status):
     assert ("all notebooks take 36.2 minutes, at most 36" in capsys.readouterr().out) == bool(status)
 
 
+def test_a_notebook_that_is_gone_leaves_the_measurements(tmp_path):
+    notebook_budgets.record("gone.ipynb", MEASURED, tmp_path)
+    notebook_budgets.record("new.ipynb", MEASURED, tmp_path)
+    assert set(notebook_budgets.read_budgets(tmp_path)) == {"new.ipynb"}
+
+
 def test_a_notebook_names_a_real_model_that_is_known(tmp_path):
     path = write(tmp_path, [prose(), code("x = 1", 1)])
     nb = nbformat.read(path, as_version=4)
@@ -191,6 +197,7 @@ def test_clean_drops_noise_keeps_meaning_and_is_stable(tmp_path):
     )
     nb.cells[1].metadata.update(execution={"iopub.execute_input": "2026-01-01"}, collapsed=True)
     nb.cells[1].outputs[2].metadata["image/png"]["width"] = 400
+    nb.cells[1].outputs[2].metadata["collapsed"] = True
     for cell in nb.cells:
         cell["id"] = "twice"
     once = notebooks.as_text(notebooks.clean(nb))

@@ -55,6 +55,13 @@ def test_a_folder_without_git_shows_what_is_not_ignored(project):
     assert files.tracked(project) == OURS
 
 
+def test_an_environment_of_any_name_is_skipped_without_git(project):
+    (project / "an environment").mkdir()
+    for name in ("pyvenv.cfg", "x.py"):
+        (project / "an environment" / name).write_text("", encoding="utf-8")
+    assert files.tracked(project) == OURS
+
+
 def test_git_knows_the_same_files(project):
     assert files.tracked(committed(project)) == OURS
     assert files.tracked(project / "ch02") == ["ch02.ipynb", "gpt2-mini/model.safetensors"]
