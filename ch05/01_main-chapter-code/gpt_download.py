@@ -141,15 +141,17 @@ def find_mini(models_dir: str | Path) -> Path:
     """Return the folder of the pretrained gpt2-mini. Raises ValueError that says where to get it."""
     named = os.environ.get("LLM_COURSE_WEIGHTS")
     places = [Path(named), Path(named) / "gpt2-mini"] if named else []
-    places += [Path(models_dir) / "mini"]
-    places += [parent / MINI for parent in Path(__file__).resolve().parents]
+    here = Path(__file__).resolve().parent
+    places += [Path(models_dir) / "mini", here.parent / "gpt2-mini"]
+    places += [folder / MINI for folder in (here, *here.parents)]
     for place in places:
         if (place / "model.safetensors").is_file() and (place / "config.json").is_file():
             return place
     looked = f"LLM_COURSE_WEIGHTS={named}" if named else "LLM_COURSE_WEIGHTS is not set"
     raise ValueError(
         f"gpt2-mini is not on this machine ({looked}): get the folder {MINI} of the course repository, with model.safetensors and "
-        "config.json, and set LLM_COURSE_WEIGHTS to its path; or choose --model_size 124M, which is downloaded"
+        f"config.json, and put it beside the folder {here.name} or set LLM_COURSE_WEIGHTS to its path; or choose --model_size 124M, "
+        "which is downloaded"
     )
 
 

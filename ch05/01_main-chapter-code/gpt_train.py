@@ -3,7 +3,7 @@
 It adds to chapter 4's model the loss, the training loop, its measurements and checkpoints from which a killed run goes on
 bit for bit.
 
-Run it:  python gpt_train.py --output_dir my-gpt        (11 minutes on two slow cores; then see gpt_generate.py)
+Run it:  python gpt_train.py --output_dir my-gpt        (one to two minutes on two cores; then see gpt_generate.py)
 """
 
 import contextlib
@@ -281,7 +281,7 @@ def command_line(argv: list[str] | None = None) -> int:
     gpt_config = {**gpt_config, **{key: size for key, size in sizes.items() if size is not None}}
     warnings.filterwarnings("ignore", "no batch")  # create_split_loaders makes it an error
     try:
-        train_losses, val_losses, tokens_seen, _ = main(gpt_config, settings)
+        train_losses, val_losses, _, _ = main(gpt_config, settings)
     except (ValueError, OSError) as error:
         parser.error(" ".join(str(error).split()))
     except RuntimeError as error:
@@ -290,8 +290,7 @@ def command_line(argv: list[str] | None = None) -> int:
         parser.error(f"cannot write to {settings['output_dir']}; --resume goes on from the last checkpoint")
     except KeyboardInterrupt:
         parser.exit(130, f"stopped; the same command with --resume goes on from the checkpoint in {settings['output_dir']}\n")
-    print(f"{tokens_seen[-1]:,} tokens seen, train loss {train_losses[-1]:.3f}, val loss {val_losses[-1]:.3f}")
-    print(f"saved in {settings['output_dir']}")
+    print(f"train loss {train_losses[-1]:.3f}, val loss {val_losses[-1]:.3f} when last measured; saved in {settings['output_dir']}")
     return 0
 
 

@@ -33,7 +33,6 @@ from torch.utils.data import DataLoader, Dataset
 # ---- from ch02/01_main-chapter-code/dataloader.py ----
 
 STORY_FILE = Path(__file__).resolve().parent / "the-tide-clock.txt"
-
 # tiktoken's cache names a file after the sha1 of the address it would download it from.
 # The two addresses are those of tiktoken's own "gpt2" definition; nothing here opens them.
 GPT2_FILE_URLS = {

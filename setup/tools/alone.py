@@ -4,8 +4,7 @@
     python setup/tools/alone.py --tests --notebooks    also its quick tests and its notebooks there (the weekly job)
     python setup/tools/alone.py ch05/07_gpt_to_llama   one folder
 
-The copy holds what git tracks. Beside it lie only the settings of pytest and its plumbing. The weights of gpt2-mini, too big
-to copy, are found through LLM_COURSE_WEIGHTS, as on a learner's computer.
+Beside the copy lie only pytest's settings and plumbing. The weights of gpt2-mini are found through LLM_COURSE_WEIGHTS.
 """
 
 import argparse

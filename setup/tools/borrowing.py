@@ -42,8 +42,6 @@ class Statement:
     """A top-level statement: its text with the comments right above it, the names it binds and the outside names it uses."""
 
     text: str
-    first: int
-    last: int
     is_definition: bool
     bound: set[str]
     used: set[str]
@@ -73,18 +71,14 @@ def changed_names(tree: ast.Module) -> set[str]:
     return found
 
 
-def is_main_block(node: ast.stmt) -> bool:
-    return isinstance(node, ast.If) and any(isinstance(n, ast.Name) and n.id == "__name__" for n in ast.walk(node.test))
-
-
 class Source:
     """A module that lends: its top-level statements, and what its imports bind."""
 
     def __init__(self, path: str, text: str):
         self.path, self.name, self.folder = path, PurePosixPath(path).stem, PurePosixPath(path).parent.as_posix()
         tree, lines = parse(path, text), text.splitlines()
-        kept = [node for node in tree.body if not isinstance(node, (ast.Import, ast.ImportFrom)) and not is_main_block(node)]
-        self.statements = [self._statement(node, lines) for node in kept]
+        kept = [node for node in tree.body if not isinstance(node, (ast.Import, ast.ImportFrom))]
+        self.statements = [self._statement(node, lines) for node in kept if not ast.unparse(node).startswith("if __name__ ")]
         self.defined = set().union(*(s.bound for s in self.statements)) - ENTRY_POINTS
         self.imports: dict[str, set[tuple]] = {}  # bound name -> {(module, imported name or None, alias or None)}
         for node in tree.body:
@@ -98,7 +92,7 @@ class Source:
         while first > 1 and lines[first - 2].startswith("#"):
             first -= 1
         body = "\n".join(lines[first - 1 : node.end_lineno])
-        return Statement(body, first, node.end_lineno, isinstance(node, DEFINITIONS), *names_in(code))
+        return Statement(body, isinstance(node, DEFINITIONS), *names_in(code))
 
     def _remember(self, node: ast.Import | ast.ImportFrom) -> None:
         for alias in node.names:
@@ -225,9 +219,8 @@ def render_imports(specs: set[tuple]) -> str:
 
 
 def join(found: list[Statement]) -> str:
-    """Statements as text: two blank lines around definitions, constants as close together as they were."""
-    text = ""
-    for before, now in zip([None, *found[:-1]], found, strict=True):
-        gap = 0 if before is None else 3 if before.is_definition or now.is_definition else min(2, now.first - before.last)
-        text += "\n" * gap + now.text
+    """Statements as text: two blank lines around definitions, constants close together."""
+    text = found[0].text
+    for before, now in zip(found, found[1:]):
+        text += ("\n\n\n" if before.is_definition or now.is_definition else "\n") + now.text
     return text

@@ -132,18 +132,15 @@ def refuse_later(folder: str, sources: list[str]) -> None:
 # ---- learner editions ----
 
 
-def tags(cell: nbformat.NotebookNode) -> list[str]:
-    return cell.metadata.get("tags", [])
-
-
 def refuse_leaks(notebook: nbformat.NotebookNode, source: str) -> None:
     """Problem if a cell redefines what a stub defines without the tag `solution`: it would show the answer to learners."""
     stubs: set[str] = set()
     for cell_id, node, cell in cell_statements(notebook, source):
         name = node.name if isinstance(node, DEFINITIONS) else None
-        if "stub" in tags(cell):
+        tags = cell.metadata.get("tags", [])
+        if "stub" in tags:
             stubs |= {name} - {None}
-        elif name in stubs and "solution" not in tags(cell):
+        elif name in stubs and "solution" not in tags:
             raise Problem(f"{source} cell {cell_id} redefines the stub {name} but lacks the tag `solution`")
 
 
@@ -155,9 +152,10 @@ def learner_edition(root: Path, source: str) -> bytes:
     for cell in notebook.cells:
         if "id" not in cell:
             raise Problem(f"{source} has cells without ids, which the learner edition keeps")
-        if "solution" in tags(cell):
+        tags = cell.metadata.get("tags", [])
+        if "solution" in tags:
             continue
-        cell.metadata = nbformat.from_dict({"tags": tags(cell)} if tags(cell) else {})
+        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
         cells.append(cell)
@@ -202,30 +200,25 @@ def orphans(root: Path, families: list[Family], copies: list[Copy], files_of_pro
     return found
 
 
-def is_current(root: Path, copy: Copy) -> bool:
-    """True if the target holds these bytes."""
-    return (root / copy.target).is_file() and (root / copy.target).read_bytes() == copy.content
-
-
-def write(root: Path, copies: list[Copy], unneeded: list[str]) -> None:
-    """Write what is out of date; remove what nothing needs any more."""
+def settle(root: Path, copies: list[Copy], unneeded: list[str], check: bool) -> list[str]:
+    """Write what is out of date and remove what nothing needs any more; with `check` only return a line for each."""
+    problems = []
     for c in copies:
-        if not is_current(root, c):
-            (root / c.target).write_bytes(c.content)
+        path = root / c.target
+        if path.is_file() and path.read_bytes() == c.content:
+            continue
+        if check:
+            problems.append(f"{c.target} is missing or differs from {', '.join(c.sources)}: run `make copies`")
+        else:
+            path.write_bytes(c.content)
             print(f"wrote {c.target}")
-    for path in unneeded:
-        (root / path).unlink()
-        print(f"removed {path}: nothing needs it any more")
-
-
-def differences(root: Path, copies: list[Copy], unneeded: list[str]) -> list[str]:
-    """A line for each file that `write` would change."""
-    found = []
-    for c in copies:
-        if not is_current(root, c):
-            state = "differs from" if (root / c.target).is_file() else "is missing; it is made from"
-            found.append(f"{c.target} {state} {', '.join(c.sources)}: run `make copies`")
-    return found + [f"{path} says that it is generated, but nothing needs it: run `make copies`" for path in unneeded]
+    for name in unneeded:
+        if check:
+            problems.append(f"{name} says that it is generated, but nothing needs it: run `make copies`")
+        else:
+            (root / name).unlink()
+            print(f"removed {name}: nothing needs it any more")
+    return problems
 
 
 def prove(root: Path, config: dict) -> list[str]:
@@ -255,10 +248,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.exit(2, f"{parser.prog}: error: {problem}\n")
     files = tracked(args.root, new=not args.check)  # what git does not know may be a learner's own: it is served, not judged
     copies, problems = plan(args.root, families, files)
-    if args.check:
-        problems += differences(args.root, copies, orphans(args.root, families, copies, files)) + prove(args.root, config)
-    elif not problems:  # with a folder missing from the plan, its files would look like orphans
-        write(args.root, copies, orphans(args.root, families, copies, files))
+    if args.check or not problems:  # with a folder missing from the plan, its files would look like orphans
+        problems += settle(args.root, copies, orphans(args.root, families, copies, files), args.check)
+    problems += prove(args.root, config) if args.check else []
     for problem in problems:
         print(problem, file=sys.stderr)
     if not problems:

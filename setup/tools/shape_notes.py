@@ -11,38 +11,31 @@ import os
 import re
 import tokenize
 import types
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv}
+OPERATORS = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv, ast.Div: operator.truediv,
+}
 SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 STATEMENTS = (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Return)
+PARENTHESIS = re.compile(r"\((?:[^()]|\([^()]*\))*\)")  # one more pair may stand inside
 LOOPS_INSIDE = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.YieldFrom)
 
 
 @dataclass(eq=False)
 class Note:
-    """One comment: `shapes` holds a list of terms (ast) for each parenthesis."""
+    """One comment: `shapes` holds a list of terms (ast) for each parenthesis; `node` is its statement, None if it has none."""
 
     file: str
     line: int
     text: str
     shapes: list
+    node: ast.stmt | None = None
+    targets: types.CodeType | None = None  # evaluates to the list of targets of an assignment
+    loops_inside: bool = False
 
     def __str__(self) -> str:
         return f"{shown(self.file)}:{self.line}: {self.text}"
-
-
-@dataclass(eq=False)
-class Statement:
-    """An assignment or return. `targets` is the compiled list of targets; `shared` says its line begins another statement."""
-
-    node: ast.stmt
-    targets: types.CodeType | None
-    shared: bool
-    notes: list = field(default_factory=list)
-
-    def loops_inside(self) -> bool:
-        return any(isinstance(node, LOOPS_INSIDE) for node in ast.walk(self.node))
 
 
 def shown(file: str) -> str:
@@ -58,31 +51,20 @@ def is_term(node: ast.AST) -> bool:
     return isinstance(node, ast.Name) or isinstance(node, ast.Constant) and type(node.value) is int
 
 
-def leading_parenthesis(text: str) -> str:
-    """The text up to the parenthesis that closes the one it begins with; "" if there is none."""
-    depth = 0
-    for i, letter in enumerate(text):
-        depth += (letter == "(") - (letter == ")")
-        if depth == 0:
-            return text[: i + 1]
-    return ""
-
-
 def parse_note(comment: str) -> tuple[str, list]:
     """'# (b, 2 * n), (b) words' -> ('(b, 2 * n), (b)', [terms, terms]); no note: ('', [])."""
     rest, parts, shapes = comment.lstrip("#").strip(), [], []
-    while rest.startswith("("):
-        part = leading_parenthesis(rest)
+    while match := PARENTHESIS.match(rest):
         try:
-            node = ast.parse(part, mode="eval").body
+            node = ast.parse(match[0], mode="eval").body
         except SyntaxError:
             break
         terms = node.elts if isinstance(node, ast.Tuple) else [node]
-        if not part or not all(map(is_term, terms)):
+        if not all(map(is_term, terms)):
             break
-        parts.append(part)
+        parts.append(match[0])
         shapes.append(terms)
-        rest = rest[len(part) :]
+        rest = rest[match.end() :]
         rest = rest[1:].lstrip() if re.match(r", ?\(", rest) else ""
     return ", ".join(parts), shapes
 
@@ -94,56 +76,40 @@ def read_comments(text: str) -> dict:
 
 
 class Source:
-    """One file's notes. `scopes`: (name, first line) of a function or class, or None for the module -> {line: Statement}."""
+    """One file's notes. `scopes`: (name, first line) of a function or class, or None for the module -> {line: Note}."""
 
     def __init__(self, file: str):
-        self.file, self.scopes, self.notes = file, {None: {}}, []
+        self.file, self.scopes = file, {}
         text = "".join(linecache.getlines(file))
         found = {line: parse_note(comment) for line, comment in read_comments(text).items()}
         self.found = {line: Note(file, line, *note) for line, note in found.items() if note[1]}
         if self.found:
             self.visit(ast.parse(text), None)
-        placed = {id(note) for note in self.notes}
-        self.loose = [note for note in self.found.values() if id(note) not in placed]
-        self.noted = {key for key, lines in self.scopes.items() if any(s and s.notes for s in lines.values())}
+        self.notes = [note for note in self.found.values() if note.node]
+        self.loose = [note for note in self.found.values() if not note.node]
 
     def visit(self, parent: ast.AST, scope) -> None:
+        """Give each note the assignment or return that ends on its line, unless that is behind `if x:` and may not run."""
         for node in ast.iter_child_nodes(parent):
             inner = scope
             if isinstance(node, SCOPES):
                 inner = (node.name, min([node.lineno] + [d.lineno for d in node.decorator_list]))
-                self.scopes[inner] = {}
-            if isinstance(node, STATEMENTS) and node.value is not None:
-                self.add(node, scope, shared=node.lineno == getattr(parent, "lineno", 0))
-            elif not isinstance(node, ast.expr):
+            if not isinstance(node, STATEMENTS):
                 self.visit(node, inner)
-
-    def add(self, node: ast.stmt, scope, shared: bool) -> None:
-        """Register a statement for its lines. An assignment behind `if x:` on one line may not run: its note stays loose."""
-        lines, targets = self.scopes[scope], None
-        if not isinstance(node, ast.Return):
-            elements = node.targets if isinstance(node, ast.Assign) else [node.target]
-            loads = "[" + ", ".join(ast.unparse(element) for element in elements) + "]"
-            targets = compile(loads, "<targets of a shape note>", "eval")
-        statement = Statement(node, targets, shared)
-        if targets is None or not shared:
-            here = [self.found[line] for line in {node.lineno: 0, node.end_lineno: 0} if line in self.found]
-            earlier = lines.get(node.lineno)
-            if earlier and here:  # a = 1; b = 2  # (n): the note belongs to the last one
-                self.notes = [note for note in self.notes if note not in here]
-                earlier.notes = [note for note in earlier.notes if note not in here]
-            statement.notes = here
-            self.notes += here
-        lines.update(dict.fromkeys(range(node.lineno, node.end_lineno + 1), statement))
+            elif node.end_lineno in self.found and node.value and node.lineno != getattr(parent, "lineno", 0):
+                note = self.found[node.end_lineno]
+                note.node, note.loops_inside = node, any(isinstance(part, LOOPS_INSIDE) for part in ast.walk(node))
+                if not isinstance(node, ast.Return):
+                    targets = ", ".join(map(ast.unparse, getattr(node, "targets", None) or [node.target]))
+                    note.targets = compile(f"[{targets}]", "<targets of a shape note>", "eval")
+                self.scopes.setdefault(scope, {}).update(dict.fromkeys(range(node.lineno, node.end_lineno + 1), note))
 
     def lines_for(self, code: types.CodeType) -> dict | None:
-        """The {line: Statement} of a code object, or None if it carries no note."""
+        """The {line: Note} of a code object, or None if it carries no note."""
         key = (code.co_name, code.co_firstlineno)
-        if key not in self.scopes:
-            if code.co_flags & 1:  # CO_OPTIMIZED: a lambda or comprehension, not module level
-                return None
+        if key not in self.scopes and not code.co_flags & 1:  # CO_OPTIMIZED: a function; without it, module level
             key = None
-        return self.scopes[key] if key in self.noted else None
+        return self.scopes.get(key)
 
 
 def tensors_in(value) -> list:
@@ -151,12 +117,9 @@ def tensors_in(value) -> list:
 
 
 def shape_of(value) -> tuple | None:
-    shape = getattr(value, "shape", None)
-    if shape is None:
-        shape = getattr(getattr(value, "weight", None), "shape", None)
     try:
-        return tuple(int(size) for size in shape)
-    except (TypeError, ValueError):
+        return tuple(int(size) for size in getattr(value, "shape", None) or getattr(value, "weight", value).shape)
+    except (AttributeError, TypeError, ValueError):
         return None
 
 
@@ -166,53 +129,56 @@ class Letters:
     def __init__(self):
         self.bound = {}
 
-    def check(self, note: Note, values: list, names) -> tuple[str, tuple | None]:
-        """Compare each value with its part of the note; return (what is wrong or "", the last real shape)."""
-        bound = {name: pair for name, pair in self.bound.items() if pair[1] is not note}
+    def check(self, note: Note, value, names) -> str:
+        """Compare each tensor in `value` with its part of the note; return the message that says what is wrong, or ""."""
+        values = tensors_in(value)
         self.used, sizes = {}, [shape_of(value) for value in values]
         if not values or None in sizes:
             kind = type(values[sizes.index(None)]).__name__ if values else "empty tuple or list"
-            return f"a value of type {kind} has no shape", None
+            return self.message(note, f"a value of type {kind} has no shape", None)
         if len(note.shapes) not in (1, len(values)):
-            return f"the note speaks of {len(note.shapes)} tensors, here are {len(values)}", sizes[0]
+            return self.message(note, f"the note speaks of {len(note.shapes)} tensors, here are {len(values)}", sizes[0])
+        bound = {name: pair for name, pair in self.bound.items() if pair[1] is not note}
         for i, shape in enumerate(sizes):
             why = self.compare(note.shapes[i % len(note.shapes)], shape, bound, names, note)
             if why:
-                return why, shape
+                return self.message(note, why, shape)
         self.bound = bound
-        return "", sizes[-1]
+        return ""
+
+    def message(self, note: Note, why: str, shape: tuple | None) -> str:
+        code = ast.unparse(note.node).replace("\n", " ")
+        known = {name: value for name, (value, _) in self.bound.items()} | self.used
+        return (
+            f"{shown(note.file)}:{note.line}: shape note does not hold: {why}\n"
+            f"  statement: {code if len(code) <= 120 else code[:117] + '...'}\n  note:      {note.text}\n  shape:     {shape}\n"
+            f"  bindings:  {', '.join(f'{name}={value}' for name, value in known.items()) or 'none'}"
+        )
 
     def compare(self, terms: list, shape: tuple, bound: dict, names, note: Note) -> str:
         if len(terms) != len(shape):
             return f"the note has {len(terms)} terms, the real shape {len(shape)}"
-        order = sorted(range(len(terms)), key=lambda i: isinstance(terms[i], ast.BinOp))  # bare names bind first
-        for i in order:
+        for i in sorted(range(len(terms)), key=lambda i: isinstance(terms[i], ast.BinOp)):  # bare names bind first
             term, place = ast.unparse(terms[i]), f"term {i + 1}"
             try:
                 expected = self.value(terms[i], bound, names)
             except (LookupError, ZeroDivisionError) as error:
                 if not isinstance(terms[i], ast.Name):
                     return f"{place}, {term}, has no value: {error.args[0]}"
-                expected = shape[i]
+                expected = self.used[term] = shape[i]
                 bound[term] = (expected, note)
-                self.used[term] = expected
             if expected != shape[i]:
                 return f"{place}, {term}, is {expected}, but the real size is {shape[i]}"
         return ""
 
-    def value(self, node: ast.AST, bound: dict, names) -> int:
+    def value(self, node: ast.AST, bound: dict, names) -> int | float:
         if isinstance(node, ast.Constant):
             return node.value
         if isinstance(node, ast.BinOp):
-            left, right = self.value(node.left, bound, names), self.value(node.right, bound, names)
-            return OPERATORS[type(node.op)](left, right)
-        self.used[node.id] = bound[node.id][0] if node.id in bound else self.known_int(node.id, names)
-        return self.used[node.id]
-
-    @staticmethod
-    def known_int(name: str, names) -> int:
-        own = names.get("self")
-        for value in (names.get(name), getattr(own, name, None) if own is not None else None):
+            return OPERATORS[type(node.op)](self.value(node.left, bound, names), self.value(node.right, bound, names))
+        known = [bound[node.id][0]] if node.id in bound else [names.get(node.id), getattr(names.get("self"), node.id, None)]
+        for value in known:
             if type(value) is int:
+                self.used[node.id] = value
                 return value
-        raise LookupError(f"{name} is not known here")
+        raise LookupError(f"{node.id} is not known here")

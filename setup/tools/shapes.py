@@ -1,8 +1,8 @@
 """Check the right-hand shape notes of the course against the real shapes, while its code runs.
 
 A shape note is a comment behind an assignment or a `return`: `scores = q @ k.mT  # (b, num_tokens, num_tokens)`.
-- Terms are whole numbers, names, and + - * // of them. Words may follow the closing parenthesis.
-- On a statement of several lines the note stands on its first or last line.
+- Terms are whole numbers, names, and + - * / // of them. Words may follow the closing parenthesis.
+- On a statement of several lines the note stands on the last one.
 - A name takes the value of an int of that name: a local variable, an attribute of `self`, at module level a global.
 - Any other name is a letter: its first use in one call of a function (in one notebook cell) binds it, later uses must
   agree. When the note that bound a letter runs again, in a loop, it binds the letter again.
@@ -23,31 +23,19 @@ import json
 import os
 import re
 import sys
+import tokenize
 import uuid
 from pathlib import Path
 
 TOOLS = Path(__file__).resolve().parent
 sys.path.append(str(TOOLS))  # for the files beside this one, however this one was loaded
-from shape_notes import Letters, Source  # noqa: E402
-from shape_tracer import ShapeNoteError, Tracer  # noqa: E402, F401 (the error is for callers)
+from shape_notes import Source  # noqa: E402
+from shape_tracer import ShapeNoteError, Tracer  # noqa: E402
 from tracked import tracked  # noqa: E402
 
 sys.path.pop()
 ROOT = TOOLS.parents[1]
 RAN = "COURSE_SHAPES_RAN"  # environment variable: the folder where every test process writes which notes it ran
-
-
-@contextlib.contextmanager
-def checking(*modules_or_files, strict: bool = True):
-    """Check the notes of these modules or files while the body runs; yields the Report. Raises ShapeNoteError if strict."""
-    tracer = Tracer([getattr(item, "__file__", None) or str(item) for item in modules_or_files], strict)
-    tracer.start()
-    try:
-        yield tracer.report
-    finally:
-        tracer.stop()
-    if strict and tracer.report.errors:  # raised once already, and swallowed by the code under test
-        raise tracer.report.errors[0]
 
 
 def noted_modules(root: Path = ROOT) -> list[Source]:
@@ -63,12 +51,13 @@ class TestShapes:
     __test__ = False  # not a test itself
 
     def __init__(self, root: Path = ROOT):
-        self.tracer = Tracer([source.file for source in noted_modules(root)], strict=False)
+        sources = {source.file: source for source in noted_modules(root)}
+        self.tracer = Tracer(lambda file, frame: sources.get(file))
         self.tracer.start()
 
     def after_test(self) -> None:
-        """Raise what the test met, also where its code swallowed an error; go on watching if the test removed the watch."""
-        errors, self.tracer.report.errors = self.tracer.report.errors, []
+        """Raise what the test met; go on watching if the test removed the watch."""
+        errors, self.tracer.errors = self.tracer.errors, []
         if sys.gettrace() is None:
             self.tracer.start()
         if errors:
@@ -78,7 +67,7 @@ class TestShapes:
         """Stop, and leave word of the notes that ran where RAN asks for it."""
         self.tracer.stop()
         if folder := os.environ.get(RAN):
-            ran = sorted(self.tracer.report.verified)
+            ran = sorted(self.tracer.verified)
             (Path(folder) / f"{uuid.uuid4().hex}.json").write_text(json.dumps(ran), encoding="utf-8")
 
 
@@ -86,29 +75,27 @@ class CellChecker:
     """Checks every cell that runs, and the functions of earlier cells and of the modules beside the notebook."""
 
     def __init__(self, ip):
-        self.ip, self.active = ip, False
-        self.tracer = Tracer(folder=os.path.realpath(os.getcwd()), cells=ip.user_ns)
+        self.ip, self.folder, self.tracer = ip, os.path.realpath(os.getcwd()), Tracer(self.source_of)
+
+    def source_of(self, file: str, frame) -> Source | None:
+        own = os.path.dirname(file) == self.folder if os.path.exists(file) else frame.f_globals is self.ip.user_ns
+        with contextlib.suppress(SyntaxError, tokenize.TokenError, ValueError):
+            return Source(file) if own else None
 
     def before(self, info=None) -> None:
-        if not self.active:
-            self.tracer.cell_letters = Letters()
-            self.active = True
-            self.tracer.start()
+        self.tracer.start()
 
-    def after(self, result=None) -> None:
-        if not self.active:
-            return
+    def after(self, result) -> None:
+        """Let the cell fail if it met a false note."""
         self.tracer.stop()
-        self.active = False
-        errors = self.tracer.report.errors
-        if errors and result is not None and result.success:  # the cell swallowed it: the cell fails all the same
+        errors, self.tracer.errors = self.tracer.errors, []
+        if errors:
             result.error_in_exec = errors[0]
-            self.ip.showtraceback((type(errors[0]), errors[0], errors[0].__traceback__))
-        errors.clear()
+            self.ip.showtraceback((ShapeNoteError, errors[0], None))
 
 
 def load_ipython_extension(ip) -> None:
-    checker = ip._shape_checker = CellChecker(ip)
+    checker = CellChecker(ip)
     ip.events.register("pre_run_cell", checker.before)
     ip.events.register("post_run_cell", checker.after)
 
@@ -117,19 +104,18 @@ def main(argv: list[str] | None = None) -> int:
     """Say for each module how many of its notes ran in the unit tests; 0 if all did, 1 if not."""
     parser = argparse.ArgumentParser(description="What the shape notes of every module did in a test run.", allow_abbrev=False)
     parser.add_argument("folder", type=Path, help=f"where the test processes wrote what they ran (environment variable {RAN})")
-    parser.add_argument("--root", type=Path, default=ROOT, help="repository root (default: the one of this file)")
     args = parser.parse_args(argv)
     if not args.folder.is_dir():
         parser.error(f"no such folder: {args.folder}")
     ran = {tuple(note) for path in args.folder.glob("*.json") for note in json.loads(path.read_text(encoding="utf-8"))}
-    faults = 0
-    for source in noted_modules(args.root):
+    faults = []
+    for source in noted_modules():
+        faults += [f"{note}: no plain assignment or return" for note in source.loose]
         missed = [note for note in source.notes if (note.file, note.line) not in ran]
-        faults += len(missed) + len(source.loose)
-        for note, why in [(n, "no unit test runs it") for n in missed] + [(n, "no plain assignment or return") for n in source.loose]:
-            print(f"{os.path.relpath(note.file, args.root)}:{note.line}: {note.text}: {why}")
-        print(f"{os.path.relpath(source.file, args.root)}: {len(source.notes) - len(missed)} of {len(source.found)} shape notes verified")
-    return min(faults, 1)
+        faults += [f"{note}: no unit test verifies it" for note in missed]
+        print(f"{os.path.relpath(source.file, ROOT)}: {len(source.notes) - len(missed)} of {len(source.found)} shape notes verified")
+    print("".join(f"{fault}\n" for fault in faults), end="")
+    return int(bool(faults))
 
 
 if __name__ == "__main__":

@@ -590,6 +590,11 @@ def test_mini_is_found_by_variable_by_walking_up_and_beside_the_others(hugging_f
     inside.unlink()
     with pytest.raises(ValueError, match="nowhere"):
         gpt_download.find_mini(tmp_path)
+    beside = script.parent.parent / "gpt2-mini"  # of a folder that was copied alone
+    beside.parent.mkdir()
+    beside.symlink_to(folder, target_is_directory=True)
+    assert gpt_download.find_mini(tmp_path) == beside
+    beside.unlink()
     (tmp_path / "mini").symlink_to(folder, target_is_directory=True)
     assert download_and_load_gpt2("mini", tmp_path)[0] == TINY
 

@@ -169,7 +169,7 @@ def test_an_edited_copy_is_named_with_the_command_that_mends_it(course, capsys):
     path = course / "ch04/01_main/previous_chapters.py"
     path.write_bytes(path.read_bytes() + b"# mine\n")
     (line,) = problems(course, capsys)
-    assert line.startswith("ch04/01_main/previous_chapters.py differs from") and "make copies" in line
+    assert line.startswith("ch04/01_main/previous_chapters.py is missing or differs from") and "make copies" in line
     assert run(course) == 0 and problems(course, capsys) == []
 
 
