@@ -175,11 +175,14 @@ def likely_encoding(data: bytes) -> str | None:
     """Guess the encoding of bytes that are not UTF-8 text: UTF-16, else Windows-1252 (Latin-1 and more); None: not text."""
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):  # the byte-order mark of UTF-16
         return "utf-16"
-    for encoding, high_bytes in (("utf-16-le", data[1::2]), ("utf-16-be", data[::2])):
-        # those of Latin letters are zero; and text has no control characters but white space
-        if high_bytes.count(0) > len(high_bytes) / 2 and min(data.decode(encoding, "replace")) >= "\t":
+    if 0 not in data:
+        return "cp1252"
+    for encoding in ("utf-16-le", "utf-16-be"):
+        text = data.decode(encoding, "replace")
+        # with the two bytes of each letter exchanged, spaces and line breaks are something else
+        if set(text) & set(" \n") and "\ufffd" not in text and "".join(text.split()).isprintable():
             return encoding
-    return None if 0 in data else "cp1252"
+    return None
 
 
 def read_text(path: str | Path) -> str:
@@ -198,8 +201,9 @@ def read_text(path: str | Path) -> str:
         encoding = likely_encoding(path.read_bytes())
         if encoding is None:
             raise ValueError(f"{path} is not text")
-        convert = f"from pathlib import Path; Path('utf8.txt').write_text(Path(r'{path}').read_text('{encoding}'), 'utf-8')"
-        raise ValueError(f'{path} is not UTF-8 but probably {encoding}: save it as UTF-8, or run: python -c "{convert}"')
+        code = f"import sys; open(sys.argv[2], 'x', encoding='utf-8').write(open(sys.argv[1], encoding='{encoding}').read())"
+        command = f'python -c "{code}" "{path}" "{path.with_name(path.stem + "-utf8" + path.suffix)}"'
+        raise ValueError(f"{path} is not UTF-8 but probably {encoding}: save it as UTF-8, or run: {command}")
     if not text.strip():
         raise ValueError(f"{path} is empty")
     return text

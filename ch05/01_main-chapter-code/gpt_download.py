@@ -142,7 +142,7 @@ def find_mini(models_dir: str | Path) -> Path:
     named = os.environ.get("LLM_COURSE_WEIGHTS")
     places = [Path(named), Path(named) / "gpt2-mini"] if named else []
     here = Path(__file__).resolve().parent
-    places += [Path(models_dir) / "mini", here.parent / "gpt2-mini"]
+    places += [Path(models_dir) / "mini", here / "gpt2-mini", here.parent / "gpt2-mini"]
     places += [folder / MINI for folder in (here, *here.parents)]
     for place in places:
         if (place / "model.safetensors").is_file() and (place / "config.json").is_file():

@@ -186,11 +186,14 @@ def likely_encoding(data: bytes) -> str | None:
     """Guess the encoding of bytes that are not UTF-8 text: UTF-16, else Windows-1252 (Latin-1 and more); None: not text."""
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):  # the byte-order mark of UTF-16
         return "utf-16"
-    for encoding, high_bytes in (("utf-16-le", data[1::2]), ("utf-16-be", data[::2])):
-        # those of Latin letters are zero; and text has no control characters but white space
-        if high_bytes.count(0) > len(high_bytes) / 2 and min(data.decode(encoding, "replace")) >= "\t":
+    if 0 not in data:
+        return "cp1252"
+    for encoding in ("utf-16-le", "utf-16-be"):
+        text = data.decode(encoding, "replace")
+        # with the two bytes of each letter exchanged, spaces and line breaks are something else
+        if set(text) & set(" \n") and "\ufffd" not in text and "".join(text.split()).isprintable():
             return encoding
-    return None if 0 in data else "cp1252"
+    return None
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -424,6 +427,8 @@ def load_tales() -> list[str]:
 
 # ---- from ch05/01_main-chapter-code/gpt_download.py ----
 
+MODELS_DIR = Path(__file__).resolve().parent / "gpt2"
+MINI = "ch05/03_bonus_pretraining_on_gutenberg/gpt2-mini"
 SAME = {"n_vocab": 50257, "n_ctx": 1024}
 SIZES = {
     "124M": {**SAME, "n_embd": 768, "n_head": 12, "n_layer": 12},
@@ -431,6 +436,24 @@ SIZES = {
     "774M": {**SAME, "n_embd": 1280, "n_head": 20, "n_layer": 36},
     "1558M": {**SAME, "n_embd": 1600, "n_head": 25, "n_layer": 48},
 }
+
+
+def find_mini(models_dir: str | Path) -> Path:
+    """Return the folder of the pretrained gpt2-mini. Raises ValueError that says where to get it."""
+    named = os.environ.get("LLM_COURSE_WEIGHTS")
+    places = [Path(named), Path(named) / "gpt2-mini"] if named else []
+    here = Path(__file__).resolve().parent
+    places += [Path(models_dir) / "mini", here / "gpt2-mini", here.parent / "gpt2-mini"]
+    places += [folder / MINI for folder in (here, *here.parents)]
+    for place in places:
+        if (place / "model.safetensors").is_file() and (place / "config.json").is_file():
+            return place
+    looked = f"LLM_COURSE_WEIGHTS={named}" if named else "LLM_COURSE_WEIGHTS is not set"
+    raise ValueError(
+        f"gpt2-mini is not on this machine ({looked}): get the folder {MINI} of the course repository, with model.safetensors and "
+        f"config.json, and put it beside the folder {here.name} or set LLM_COURSE_WEIGHTS to its path; or choose --model_size 124M, "
+        "which is downloaded"
+    )
 
 
 def read_settings(path: Path) -> dict:

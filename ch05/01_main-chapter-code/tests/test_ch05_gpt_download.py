@@ -590,11 +590,11 @@ def test_mini_is_found_by_variable_by_walking_up_and_beside_the_others(hugging_f
     inside.unlink()
     with pytest.raises(ValueError, match="nowhere"):
         gpt_download.find_mini(tmp_path)
-    beside = script.parent.parent / "gpt2-mini"  # of a folder that was copied alone
-    beside.parent.mkdir()
-    beside.symlink_to(folder, target_is_directory=True)
-    assert gpt_download.find_mini(tmp_path) == beside
-    beside.unlink()
+    for place in (script.parent, script.parents[1]):  # in a folder that was copied alone, and beside it
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "gpt2-mini").symlink_to(folder, target_is_directory=True)
+        assert gpt_download.find_mini(tmp_path) == place / "gpt2-mini"
+        (place / "gpt2-mini").unlink()
     (tmp_path / "mini").symlink_to(folder, target_is_directory=True)
     assert download_and_load_gpt2("mini", tmp_path)[0] == TINY
 
