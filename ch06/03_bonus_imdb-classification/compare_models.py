@@ -68,7 +68,9 @@ def run(command: str, seed: int, options: list[str]) -> list[dict]:
         if done.returncode:
             raise RuntimeError(f"{command} failed")
         results = json.loads((Path(folder) / "result.json").read_text(encoding="utf-8"))
-    return [{"command": command, "seed": seed, "row": row, **result} for row, result in zip(RUNS[command], results, strict=True)]
+    names = ("accuracy", "trained_parameters", "parameters", "updates", "seconds", "processor_seconds", "threads", "peak_memory_gb")
+    kept = [{name: result[name] for name in names if name in result} for result in results]
+    return [{"row": row, "command": command, "seed": seed, **result} for row, result in zip(RUNS[command], kept, strict=True)]
 
 
 def summarize(runs: list[dict]) -> list[dict]:

@@ -59,7 +59,12 @@ def to_device(input_batch, device: torch.device):
 
 
 def calc_loss_batch(
-    input_batch, target_batch: torch.Tensor, model: nn.Module, device: torch.device, trainable_token_pos="flexible", average_embeddings=False
+    input_batch,
+    target_batch: torch.Tensor,
+    model: nn.Module,
+    device: torch.device,
+    trainable_token_pos="flexible",
+    average_embeddings=False,
 ) -> torch.Tensor:
     """Return the mean cross-entropy of a batch of texts with labels (b), a scalar."""
     logits = text_logits(model, to_device(input_batch, device), trainable_token_pos, average_embeddings)  # (b, num_classes)
@@ -67,7 +72,12 @@ def calc_loss_batch(
 
 
 def calc_loss_loader(
-    data_loader: DataLoader, model: nn.Module, device: torch.device, num_batches=None, trainable_token_pos="flexible", average_embeddings=False
+    data_loader: DataLoader,
+    model: nn.Module,
+    device: torch.device,
+    num_batches=None,
+    trainable_token_pos="flexible",
+    average_embeddings=False,
 ) -> float:
     """Return the mean loss a text over the first num_batches batches (all if None); NaN if there are none."""
     total_loss, total = 0.0, 0
@@ -81,7 +91,12 @@ def calc_loss_loader(
 
 
 def calc_accuracy_loader(
-    data_loader: DataLoader, model: nn.Module, device: torch.device, num_batches=None, trainable_token_pos="flexible", average_embeddings=False
+    data_loader: DataLoader,
+    model: nn.Module,
+    device: torch.device,
+    num_batches=None,
+    trainable_token_pos="flexible",
+    average_embeddings=False,
 ) -> float:
     """Return the share of right answers in the first num_batches batches (all if None); NaN if there are none."""
     correct, total = 0, 0

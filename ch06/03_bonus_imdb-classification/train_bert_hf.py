@@ -40,7 +40,12 @@ class IMDbDataset(Dataset):
     """
 
     def __init__(
-        self, csv_file: str | Path, tokenizer, max_length: int | None = None, pad_token_id: int | None = None, use_attention_mask: bool = True
+        self,
+        csv_file: str | Path,
+        tokenizer,
+        max_length: int | None = None,
+        pad_token_id: int | None = None,
+        use_attention_mask: bool = True,
     ):
         if max_length is not None and max_length < 1:
             raise ValueError(f"max_length must be at least 1, got {max_length}")

@@ -30,6 +30,7 @@ from previous_chapters import (
 from text_training import NUM_CLASSES, POSITIONS, add_training_options, fine_tune
 from torch.utils.data import Dataset
 
+
 class IMDbDataset(Dataset):
     """Texts of a CSV file with columns text and label (0 or 1): item i is (token ids (max_length), label ()), int64.
 
