@@ -177,14 +177,14 @@ def train_classifier_simple(
     return train_losses, val_losses, train_accs, val_accs, examples_seen
 
 
-def add_training_options(parser: ArgumentParser, learning_rate: float | None, num_epochs: int = 1) -> None:
+def add_training_options(parser: ArgumentParser, num_epochs: int = 1) -> None:
     """Add the options that every training script of this folder has."""
     parser.add_argument("--data_dir", type=Path, default=DATA_DIR, help="folder of the CSV files")
     parser.add_argument("--context_length", type=int_at_least(1), default=256, help="longer texts are cut to this many tokens")
     parser.add_argument("--num_epochs", type=int_at_least(1), default=num_epochs, help="passes over the training texts")
     parser.add_argument("--max_steps", type=int_at_least(1), help="stop after this many updates")
     parser.add_argument("--batch_size", type=int_at_least(1), default=8, help="texts per update")
-    parser.add_argument("--learning_rate", type=positive_float, default=learning_rate, help="of AdamW")
+    parser.add_argument("--learning_rate", type=positive_float, help="of AdamW; decided by the model if not given")
     parser.add_argument("--eval_freq", type=int_at_least(1), default=50, help="updates from one measurement to the next")
     parser.add_argument("--eval_iter", type=int_at_least(1), default=20, help="batches per measurement")
     parser.add_argument("--output_dir", type=Path, help="folder for result.json, log.txt and loss-plot.pdf; without it nothing is kept")

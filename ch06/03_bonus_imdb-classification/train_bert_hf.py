@@ -134,7 +134,7 @@ def add_bert_options(parser: OneLineParser, num_epochs: int = 1) -> None:
     parser.add_argument("--trainable_layers", choices=["all", "last_layer"], default="all", help="last_layer: what is above the encoder")
     parser.add_argument("--pooling", choices=["cls", "mean"], default="cls", help="classify the first token, or the mean over all")
     parser.add_argument("--use_attention_mask", choices=["true", "false"], default="true", help="false: padding is read like text")
-    add_training_options(parser, learning_rate=None, num_epochs=num_epochs)
+    add_training_options(parser, num_epochs)
 
 
 def train_on_files(files: list[Path], settings: dict) -> dict:

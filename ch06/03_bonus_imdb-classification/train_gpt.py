@@ -90,8 +90,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--average_embeddings", action="store_true", help="read the mean over all real tokens instead")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile; pays on a GPU")
     parser.add_argument("--models_dir", type=Path, default=MODELS_DIR, help="folder of downloaded weights")
-    add_training_options(parser, learning_rate=5e-5)
+    add_training_options(parser)
     settings = vars(parser.parse_args(argv))
+    settings["learning_rate"] = settings["learning_rate"] or (5e-4 if settings["model_size"] == "mini" else 5e-5)
     reading = {"trainable_token_pos": POSITIONS[settings["trainable_token_pos"]], "average_embeddings": settings["average_embeddings"]}
     try:
         device = pick_device(settings["device"])

@@ -168,7 +168,7 @@ def test_pretrained_and_random_models_have_the_same_sizes_and_other_weights():
 
 def test_the_shared_options_do_not_change_from_script_to_script():
     parser = train_gpt.OneLineParser("x")
-    add_training_options(parser, 5e-5)
+    add_training_options(parser)
     defaults = vars(parser.parse_args([]))
-    expected = {"context_length": 256, "num_epochs": 1, "batch_size": 8, "learning_rate": 5e-5, "eval_freq": 50, "eval_iter": 20, "seed": 123}
+    expected = {"context_length": 256, "num_epochs": 1, "batch_size": 8, "eval_freq": 50, "eval_iter": 20, "seed": 123}
     assert {name: defaults[name] for name in expected} == expected
