@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--trainable_layers", choices=["all", "last_block", "last_layer"], default="last_block", help="what is trained")
     parser.add_argument("--trainable_token_pos", choices=POSITIONS, default="flexible", help="read here; flexible: the last real token")
     parser.add_argument("--average_embeddings", action="store_true", help="read the mean over all real tokens instead")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile; pays on a GPU")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="compile the model first; meant for a GPU")
     parser.add_argument("--models_dir", type=Path, default=MODELS_DIR, help="folder of downloaded weights")
     add_training_options(parser)
     settings = vars(parser.parse_args(argv))

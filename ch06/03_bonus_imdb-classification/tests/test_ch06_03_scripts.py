@@ -27,7 +27,7 @@ SCRIPTS = {
     "train_sklearn_logreg.py": train_sklearn_logreg.main,
     "compare_models.py": compare_models.main,
 }
-QUICK = ["--max_steps", "2", "--eval_iter", "1", "--batch_size", "4"]  # for the scripts that train
+QUICK = ["--max_steps", "2", "--eval_iter", "1", "--batch_size", "4", "--context_length", "64"]  # for the scripts that train
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def printed_commands():
 @pytest.mark.parametrize("command", printed_commands())
 def test_commands_run_as_printed(command, data_dir, tmp_path, monkeypatch):
     script, *arguments = shlex.split(command)
-    if "--imdb" in arguments or "--download" in arguments or script == "compare_models.py" and "--draw_only" not in arguments:
+    if {"--imdb", "--download", "124M"} & set(arguments) or (script == "compare_models.py" and "--draw_only" not in arguments):
         with pytest.raises(SystemExit) as stop:  # needs a network or an hour: its options must be right all the same
             SCRIPTS[script]([*arguments, "--help"])
         assert stop.value.code == 0
@@ -160,6 +160,16 @@ def test_the_table_and_the_sentences_of_the_readme_are_those_of_the_log():
     assert [row["row"] for row in rows] == [name for names in RUNS.values() for name in names]
     for command, names in RUNS.items():
         assert all(name in README for name in names) and f"python {command}" in README
+
+
+def test_the_readings_name_numbers_of_the_table():
+    rows = {row["row"]: row for row in summarize(read_log(FOLDER / "results.jsonl")[1])}
+    readings = README.split("**What the figures show**")[1].split("\n## ")[0]
+    numbers = re.findall(r"([\d.]+) %", readings)
+    assert len(numbers) >= 9 and set(numbers) <= {f"{100 * row['test']:.1f}" for row in rows.values()}
+    full, mean, gpt = rows["MiniLM, all layers"], rows["MiniLM, head on the mean"], rows["gpt2-mini, all layers"]
+    assert gpt["test"] < rows["word counts, logistic regression"]["test"] and f"{full['processor_seconds'] / mean['processor_seconds']:.1f} times" in readings
+    assert min(full["tests"]) - max(share for row in rows.values() if row is not full for share in row["tests"]) > 0.06
 
 
 def test_the_summary_is_the_mean_over_seeds_with_the_range():
