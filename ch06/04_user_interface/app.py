@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 PLACES = (HERE.parent / "01_main-chapter-code" / "spam-classifier" / "review_classifier.pth", HERE / "review_classifier.pth")
 EXAMPLES = [
     "Are we still on for lunch tomorrow? I can be there at one.",
-    "You have won a free prize! Call 09061701 now to claim your reward.",
+    "You have won a free prize! Call 09061701 to claim it.",
 ]
 LOCK = threading.Lock()  # the server answers in several threads; the model works for one of them at a time
 
@@ -64,11 +64,14 @@ def note_on_length(text: str, checkpoint: str | Path | None = None, device: str 
     return f"The message has {num_tokens:,} tokens. Only the first {model.max_length:,} were read: the model was trained on no more."
 
 
-def local_theme(method) -> dict:
-    """Return {"theme": ...} with fonts of this computer, if the method takes one: gradio 5's constructor does, gradio 6's launch."""
-    fonts = ["Arial", "Helvetica", "sans-serif"]
-    takes_it = "theme" in inspect.signature(method).parameters
-    return {"theme": gr.themes.Default(font=fonts, font_mono=["Courier New", "monospace"])} if takes_it else {}
+def known_by(method, **options) -> dict:
+    """Return those options that the method takes: gradio 5's constructor takes the theme, gradio 6's launch, with some more."""
+    return {name: value for name, value in options.items() if name in inspect.signature(method).parameters}
+
+
+def local_theme() -> gr.themes.Default:
+    """Return gradio's colors with fonts of this computer; its own default may fetch one from the network."""
+    return gr.themes.Default(font=["Arial", "Helvetica", "sans-serif"], font_mono=["Courier New", "monospace"])
 
 
 def build_app(checkpoint: str | Path | None = None, device: str = "auto") -> gr.Interface:
@@ -79,18 +82,29 @@ def build_app(checkpoint: str | Path | None = None, device: str = "auto") -> gr.
             return None, "The message is empty: type one first."
         return classify(text, checkpoint, device), note_on_length(text, checkpoint, device)
 
-    return gr.Interface(
+    app = gr.Interface(
         answer,
         gr.Textbox(label="Message", lines=4, max_lines=12),
-        [gr.Label(label="Probability"), gr.Markdown()],
+        [gr.Label(label="Probability"), gr.Markdown(elem_id="note")],
         examples=[[text] for text in EXAMPLES],
         cache_examples=False,
         title="Is this message spam?",
         description="A GPT of this course, fine-tuned in chapter 6, reads the message and answers. Nothing leaves this computer.",
+        submit_btn="Classify",
         flagging_mode="never",
         analytics_enabled=False,
-        **local_theme(gr.Interface.__init__),
+        **known_by(gr.Interface.__init__, theme=local_theme()),
     )
+    with app:  # in the browser: an answer must not stay beside a message that it does not belong to
+        app.input_components[0].change(None, None, app.output_components, js="() => [{label: '', confidences: []}, '']")
+    return app
+
+
+def serve(app: gr.Interface, port: int | None = None) -> str:
+    """Start the server on this computer, for this computer only, and return its address. OSError for a port in use."""
+    options = {"share": False, "ssr_mode": False, "quiet": True, "prevent_thread_lock": True}
+    options |= known_by(gr.Interface.launch, theme=local_theme(), run_history=False, footer_links=[])
+    return app.launch(server_name="127.0.0.1", server_port=port, **options)[1]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -105,8 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         get_model_and_tokenizer(args.checkpoint, args.device)  # a wrong file is better known now than at the first message
         app = build_app(args.checkpoint, args.device)
-        launch = {"server_name": "127.0.0.1", "server_port": args.port, "share": False, "ssr_mode": False, "quiet": True}
-        _, address, _ = app.launch(**launch, prevent_thread_lock=True, **local_theme(gr.Interface.launch))
+        address = serve(app, args.port)
     except (ValueError, OSError) as error:
         parser.error(" ".join(str(error).split()))
     print(f"open {address} in a browser; Ctrl-C ends", flush=True)
