@@ -17,9 +17,9 @@ from pathlib import Path
 import app
 import pytest
 import torch
-from browser import FOLDER, ask, free_port, open_browser, open_page, running_app
+from browser import ANSWERS, FOLDER, ask, free_port, open_browser, open_page, running_app
 from classifier import add_classification_head, load_classifier, spam_probability
-from playwright.sync_api import Error, sync_playwright
+from playwright.sync_api import Error, expect, sync_playwright
 from previous_chapters import GPTModel, gpt2_tokenizer
 
 TINY = {"vocab_size": 50257, "context_length": 40, "emb_dim": 12, "n_layers": 1, "n_heads": 2, "drop_rate": 0.1, "qkv_bias": False}
@@ -101,7 +101,7 @@ def test_an_example_fills_the_form(visit, text):
     ask(page, "something else")
     page.get_by_role("button", name=text).click()
     page.wait_for_function("text => document.querySelector('textarea').value === text", arg=text)
-    assert page.locator("[data-testid$=confidence-set]").count() == 0  # the old answer is gone
+    expect(page.locator(ANSWERS)).to_have_count(0)  # the old answer is gone
 
 
 @pytest.mark.slow
