@@ -93,6 +93,7 @@ def build_app(checkpoint: str | Path | None = None, device: str = "auto") -> gr.
         submit_btn="Classify",
         flagging_mode="never",
         analytics_enabled=False,
+        api_name="classify",
         **known_by(gr.Interface.__init__, theme=local_theme()),
     )
     with app:  # in the browser: an answer must not stay beside a message that it does not belong to
