@@ -53,6 +53,7 @@ class LinearWithLoRA(nn.Module):
     def __init__(self, linear: nn.Linear, rank: int, alpha: float):
         super().__init__()
         self.linear = linear
+        self.in_features, self.out_features = linear.in_features, linear.out_features  # chapter 3's attention asks for them
         adapter = LoRALayer(linear.in_features, linear.out_features, rank, alpha)
         self.lora = adapter.to(device=linear.weight.device, dtype=linear.weight.dtype)
 
