@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 CLASS_NAMES = ["not spam", "spam"]
 CLASSIFIER_SIZES = {
-    "laptop": {"choose_model": "gpt2-mini (mini)", "lr": 5e-4},
+    "laptop": {"choose_model": "gpt2-mini (mini)", "lr": 1e-3},
     "full": {"choose_model": "gpt2-small (124M)", "lr": 5e-5},
 }
 TEST_MODE = {"learning_rate": 3e-3, "eval_freq": 5}

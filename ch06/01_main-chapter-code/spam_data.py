@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from previous_chapters import download_file, gpt2_tokenizer, read_text
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 SPAM_URLS = [
     "https://archive.ics.uci.edu/static/public/228/sms+spam+collection.zip",
@@ -94,6 +94,12 @@ def read_messages(path: str | Path) -> pd.DataFrame:
     return frame
 
 
+def without_repeats(df: pd.DataFrame) -> pd.DataFrame:
+    """Return the messages without those whose text, other capitals and spaces aside, has come before. Section 6.2."""
+    alike = df["Text"].str.lower().str.split().str.join(" ")
+    return df[~alike.duplicated()]
+
+
 def create_balanced_dataset(df: pd.DataFrame) -> pd.DataFrame:
     """Return as much ham, drawn at random, as there is spam, then all the spam. Section 6.2.
 
@@ -150,6 +156,13 @@ class SpamDataset(Dataset):
 
     def _longest_encoded_length(self) -> int:
         return max(1, max(len(ids) for ids in self.encoded_texts))  # an empty text becomes one padding token
+
+
+def collate_trimmed(items: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make a batch of a SpamDataset's items, without the columns that hold nothing but padding. Section 6.9."""
+    input_batch, labels = default_collate(items)  # (b, max_length), (b)
+    longest = int((input_batch != 50256).sum(dim=1).max())
+    return input_batch[:, : max(1, longest)], labels
 
 
 def create_loaders(messages: pd.DataFrame, folder: Path, context_length: int, batch_size: int) -> tuple[list[DataLoader], int]:
