@@ -174,14 +174,15 @@ def create_loaders(messages: pd.DataFrame, folder: Path, context_length: int, ba
     """
     balanced = create_balanced_dataset(messages)
     balanced["Label"] = balanced["Label"].map(LABELS)
-    names = ["train", "validation", "test"]
-    for name, part in zip(names, random_split(balanced, 0.7, 0.1)):
+    names, parts = ["train", "validation", "test"], random_split(balanced, 0.7, 0.1)
+    if len(parts[0]) < batch_size or not all(map(len, parts)):
+        raise ValueError(f"{len(balanced)} balanced messages are too few: {len(parts[0])} to train on, batch_size {batch_size}")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, part in zip(names, parts):
         part.to_csv(folder / f"{name}.csv", index=False)
     tokenizer = gpt2_tokenizer()
     max_length = min(SpamDataset(folder / "train.csv", tokenizer).max_length, context_length)
     datasets = [SpamDataset(folder / f"{name}.csv", tokenizer, max_length) for name in names]
-    if len(datasets[0]) < batch_size:
-        raise ValueError(f"{len(datasets[0])} training messages are fewer than batch_size {batch_size}")
     return [
         DataLoader(dataset, batch_size, shuffle=dataset is datasets[0], drop_last=dataset is datasets[0]) for dataset in datasets
     ], max_length

@@ -34,11 +34,16 @@ PADDED_LENGTHS = [60, 90, 120, 150, 180, 204]
 
 
 def split_messages(seed: int, folder: Path) -> dict[str, Path]:
-    """Write the CSV files of one split and return their paths: train, validation and test, each also balanced. No text twice."""
+    """Write one split as CSV files and return their paths by name: train, validation and test, balanced and with the rest of the ham.
+
+    Both kinds are split 70 : 10 : 20, and no text stands in two of the parts.
+    """
     messages = without_repeats(load_spam_messages()).sample(frac=1, random_state=seed)
+    balanced = create_balanced_dataset(messages)
+    other_ham = messages.drop(balanced.index)
     files = {}
-    for name, part in zip(("train", "validation", "test"), random_split(messages, 0.7, 0.1)):
-        for kind, frame in (("all", part), ("balanced", create_balanced_dataset(part))):
+    for name, part, ham in zip(("train", "validation", "test"), random_split(balanced, 0.7, 0.1), random_split(other_ham, 0.7, 0.1)):
+        for kind, frame in (("balanced", part), ("all", pd.concat([part, ham]))):
             files[f"{kind} {name}"] = folder / f"{kind}-{name}.csv"
             frame.assign(Label=frame["Label"].map(LABELS)).to_csv(files[f"{kind} {name}"], index=False)
     return files

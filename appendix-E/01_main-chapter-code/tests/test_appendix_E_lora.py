@@ -1,7 +1,9 @@
 """What lora.py promises: same outputs right after replacement, one scale, exact counts, merging and taking out, adapters alone saved."""
 
 import copy
+import re
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -332,3 +334,20 @@ def test_find_linear_layers_names_every_layer_once_used():
     layers = find_linear_layers(tiny_gpt())
     assert len(layers) == 13 and list(layers)[-1] == "out_head" and "trf_blocks.0.att.W_query" in layers
     assert set(find_linear_layers(TwoParents())) == {"first", "again", "deeper.1"}
+
+
+# ---- README ----
+
+
+def test_readme_prints_what_its_example_prints(capsys):
+    text = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    example, printed = re.findall(r"```(?:python)?\n(.*?)```", text, flags=re.DOTALL)
+    exec(compile(example, "README.md", "exec"), {})
+    assert capsys.readouterr().out == printed
+
+
+def test_readme_lists_every_file():
+    folder = Path(__file__).resolve().parents[1]
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    listed = {name for row in text.splitlines() if row.startswith("| [") for name in re.findall(r"\]\(([^)]+)\)", row)}
+    assert listed == {path.name for path in folder.iterdir() if path.suffix in (".py", ".ipynb")}
