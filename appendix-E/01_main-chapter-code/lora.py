@@ -136,7 +136,7 @@ def replace_linear_with_lora(
     """
     kind = LinearWithLoRAMerged if alternative else LinearWithLoRA
     layers = find_linear_layers(model, targets)
-    adapted = {layer: kind(layer, rank, alpha) for layer in dict.fromkeys(layers.values())}  # one for each layer, even if used twice
+    adapted = {layer: kind(layer, rank, alpha) for layer in layers.values()}  # one for each layer, even if used twice
     for name, layer in layers.items():
         put_module(model, name, adapted[layer])
 
