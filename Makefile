@@ -47,10 +47,11 @@ setup: $(STAMP)  ## create .venv with everything the course needs
 check: $(STAMP)  ## check the environment; every failure says how to fix it
 	$(PY) setup/02_installing-python-libraries/python_environment_check.py
 
-run: $(STAMP)  ## pretrain a GPT on the course's story on this machine, then let it write
+run: $(STAMP)  ## pretrain a GPT on the course's story and let it write, then fine-tune gpt2-mini to find spam
 	$(PY) ch05/01_main-chapter-code/gpt_train.py --output_dir "$(RUN_DIR)" --overwrite
 	$(PY) ch05/01_main-chapter-code/gpt_generate.py --weights "$(RUN_DIR)/model.pth" --prompt "$(PROMPT)" --temperature 0.7 --top_k 20
 	$(PY) ch05/01_main-chapter-code/gpt_generate.py --prompt "Once upon a time" --temperature 0.8 --top_k 40
+	$(PY) ch06/01_main-chapter-code/gpt_class_finetune.py --output_dir "$(RUN_DIR)/spam-classifier" --overwrite
 
 lab: $(STAMP)  ## open the course in JupyterLab, reachable from this computer only
 	$(PY) -m jupyterlab --ServerApp.ip=127.0.0.1 $$([ "$$(id -u)" != 0 ] || echo --allow-root)

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn as nn
 from gpt_class_finetune import add_classification_head, last_token_logits
-from previous_chapters import GPTModel, gpt2_tokenizer
+from previous_chapters import GPT_CONFIG_124M, GPTModel, export_gpt2, gpt2_tokenizer, tie_weights
 from torch.utils.data import DataLoader
 
 CPU = torch.device("cpu")
@@ -245,6 +245,23 @@ def test_own_messages_in_a_csv_with_everything_awkward(tmp_path):
     written = [finetune.read_messages(tmp_path / "run" / f"{name}.csv") for name in ("train", "validation", "test")]
     texts = [text for frame in written for text in frame["Text"]]
     assert len(texts) == 60 and {"", "NA", 'see "you" at\t3'} <= set(texts)
+
+
+@pytest.mark.slow
+def test_the_full_size_runs_with_weights_of_gpt2_s_shape(tmp_path):
+    config = {**GPT_CONFIG_124M, "qkv_bias": True, "drop_rate": 0.0, "tied": True}
+    torch.manual_seed(1)
+    random_gpt2 = tie_weights(GPTModel(config))
+    (tmp_path / "124M").mkdir()
+    export_gpt2(random_gpt2.state_dict(), config, tmp_path / "124M")
+    (tmp_path / "few.csv").write_text("Label,Text\n" + "ham,see you\nspam,win now\n" * 10, encoding="utf-8")
+    done = script("--size", "full", "--data", tmp_path / "few.csv", "--models_dir", tmp_path, "--num_epochs", 1, "--batch_size", 5,
+                  "--eval_iter", 1, "--device", "cpu", "--output_dir", tmp_path / "run")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    model, max_length = finetune.load_classifier(tmp_path / "run" / "review_classifier.pth")
+    assert sum(p.numel() for p in model.parameters()) == 124_439_808 + 768 * 2 + 2 and max_length == 2
+    published = random_gpt2.trf_blocks[0].att.W_query.weight.half().float()
+    assert torch.equal(model.trf_blocks[0].att.W_query.weight, published)  # frozen, so still what was in the file
 
 
 @pytest.mark.parametrize(

@@ -230,5 +230,5 @@ def test_loaders_hold_the_whole_split_and_only_training_shuffles(tmp_path):
     assert next(iter(train))[0].shape == (8, 204) and sum(len(labels) for _, labels in test) == 258
     assert torch.equal(next(iter(test))[0], next(iter(test))[0]) and not torch.equal(next(iter(train))[0], next(iter(train))[0])
     assert spam_data.create_loaders(messages, tmp_path, 100, 8)[1] == 100  # a shorter context cuts
-    with pytest.raises(ValueError, match="1284 balanced messages are too few: 898 to train on, batch_size 900"):
+    with pytest.raises(ValueError, match="1284 balanced messages are too few: 898 to train on, 128 to validate on, batch_size 900"):
         spam_data.create_loaders(messages, tmp_path, 256, 900)
