@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 import torch.nn as nn
 from previous_chapters import download_file, read_text
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 # ---- from ch06/01_main-chapter-code/spam_data.py ----
 
@@ -131,6 +131,13 @@ class SpamDataset(Dataset):
 
     def _longest_encoded_length(self) -> int:
         return max(1, max(len(ids) for ids in self.encoded_texts))  # an empty text becomes one padding token
+
+
+def collate_trimmed(items: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make a batch of a SpamDataset's items, without the columns that hold nothing but padding. Section 6.9."""
+    input_batch, labels = default_collate(items)  # (b, max_length), (b)
+    longest = int((input_batch != 50256).sum(dim=1).max())
+    return input_batch[:, : max(1, longest)], labels
 
 
 # ---- from ch06/01_main-chapter-code/gpt_class_finetune.py ----

@@ -6,9 +6,9 @@ It adds to chapter 6's spam_data.py a seed for the split, texts that keep their 
 from pathlib import Path
 
 import pandas as pd
-import torch
 from classifier import (
     LABELS,
+    collate_trimmed,
     create_balanced_dataset,
     download_and_unzip_spam_data,
     encode_message,
@@ -16,8 +16,8 @@ from classifier import (
 )
 from classifier import SpamDataset as PaddedSpamDataset
 from previous_chapters import gpt2_tokenizer
-from torch.utils.data import DataLoader, default_collate
-from unmasked_gpt import PAD_TOKEN_ID, text_lengths
+from torch.utils.data import DataLoader
+from unmasked_gpt import PAD_TOKEN_ID
 
 
 def download_and_unzip(url: str | list, zip_path: str | Path, extract_to: str | Path, new_file_path: str | Path) -> None:
@@ -67,22 +67,16 @@ def text_length_limit(context_length: str | int, longest_text: int, model_contex
     return context_length
 
 
-def drop_useless_columns(samples: list) -> tuple[torch.Tensor, torch.Tensor]:
-    """Make a batch of data set items, without the columns that are padding in all its texts. Use it where padding is not read."""
-    token_ids, labels = default_collate(samples)
-    return token_ids[:, : text_lengths(token_ids).max()], labels
-
-
 def create_loaders(folder: Path, max_length: int, batch_size: int, no_padding: bool = False, trim: bool = False) -> list[DataLoader]:
     """Return the loaders of train.csv (shuffled, whole batches only), validation.csv and test.csv.
 
-    `trim` drops useless columns. ValueError for a training set smaller than a batch.
+    `trim` drops the columns that are padding in all texts of a batch. ValueError for a training set smaller than a batch.
     """
     names, tokenizer = ["train", "validation", "test"], gpt2_tokenizer()
     datasets = [SpamDataset(folder / f"{name}.csv", tokenizer, max_length, no_padding=no_padding) for name in names]
     if len(datasets[0]) < batch_size:
         raise ValueError(f"{len(datasets[0])} training messages are fewer than batch_size {batch_size}")
-    collate = drop_useless_columns if trim else None
+    collate = collate_trimmed if trim else None
     training = DataLoader(datasets[0], batch_size, shuffle=True, drop_last=True, collate_fn=collate)
     return [training, *(DataLoader(part, batch_size, collate_fn=collate) for part in datasets[1:])]
 

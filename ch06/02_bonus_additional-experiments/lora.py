@@ -13,30 +13,38 @@ import torch.nn as nn
 # ---- from appendix-E/01_main-chapter-code/lora.py ----
 
 
+def check_adapter_size(in_dim: int, out_dim: int, rank: int, alpha: float) -> None:
+    """Raise ValueError for a rank below 1 or above both dimensions, and for an alpha that is not positive. Section E.4.
+
+    A rank above the smaller dimension works, but a lower one could do the same: it gives a warning.
+    """
+    smaller = min(in_dim, out_dim)
+    if not 1 <= rank <= max(in_dim, out_dim):
+        raise ValueError(f"rank must be between 1 and {smaller} for a layer {in_dim} -> {out_dim}, got {rank}")
+    if not alpha > 0:
+        raise ValueError(f"alpha must be greater than 0, got {alpha}")
+    if rank > smaller:
+        warnings.warn(f"rank {rank} for a layer {in_dim} -> {out_dim}: rank {smaller} could do the same", stacklevel=3)
+
+
 class LoRALayer(nn.Module):
     """The adapter: x (..., in_dim) -> alpha / rank * x @ A @ B (..., out_dim), zero until B is trained.
 
-    Raises ValueError for a rank below 1 or above both dimensions, and for an alpha that is not positive. A rank above the
-    smaller dimension works, but a lower one could do the same: it gives a warning. Appendix E, section E.4 (Hu et al. 2021).
+    Raises ValueError for a rank or an alpha that cannot work. Appendix E, section E.4 (Hu et al. 2021).
     """
 
     def __init__(self, in_dim: int, out_dim: int, rank: int, alpha: float):
         super().__init__()
-        if not 1 <= rank <= max(in_dim, out_dim):
-            raise ValueError(f"rank must be between 1 and {min(in_dim, out_dim)} for a layer {in_dim} -> {out_dim}, got {rank}")
-        if not alpha > 0:
-            raise ValueError(f"alpha must be greater than 0, got {alpha}")
-        if rank > min(in_dim, out_dim):
-            smaller = min(in_dim, out_dim)
-            warnings.warn(f"rank {rank} for a layer {in_dim} -> {out_dim}: rank {smaller} could do the same", stacklevel=2)
-        self.rank, self.alpha = rank, alpha
+        check_adapter_size(in_dim, out_dim, rank, alpha)
+        self.rank = rank
+        self.alpha = alpha
         self.A = nn.Parameter(torch.empty(in_dim, rank))  # (in_dim, rank)
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
         self.B = nn.Parameter(torch.zeros(rank, out_dim))  # (rank, out_dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x @ self.A  # the last dimension shrinks to rank
-        x = x @ self.B  # and grows to out_dim
+        x = x @ self.A  # the last dimension shrinks from in_dim to rank
+        x = x @ self.B  # and grows from rank to out_dim
         return self.alpha / self.rank * x
 
     def delta_weight(self) -> torch.Tensor:
@@ -74,45 +82,43 @@ def put_module(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def find_linear_layers(model: nn.Module, targets: tuple[str, ...] | None = None) -> dict[str, nn.Linear]:
-    """Return {name: layer} of all linear layers inside the model, or of those whose name contains one of the targets.
+    """Return {name: layer} of the linear layers without adapter inside a model: all, or those with one of the targets in their name.
 
     A target is one part of a name or several: "att", "W_query", "trf_blocks.0", "out_head". A layer that the model uses in
-    two places is there under both names. Raises ValueError if there is no layer at all, or none for a target. Section E.4.
+    two places stands there twice. Raises ValueError for a model without linear layers, a target that no name contains, and a
+    layer whose weight is also that of another part, as in a head tied to the embedding: merging would change both. Section E.4.
     """
+    targets = (targets,) if isinstance(targets, str) else targets
     layers = {name: layer for name, layer in model.named_modules(remove_duplicate=False) if name and isinstance(layer, nn.Linear)}
     if not layers:
         raise ValueError("the model contains no linear layers")
-    if targets is None:
-        return layers
-    chosen = {}
-    for target in [targets] if isinstance(targets, str) else targets:
-        matches = {name: layer for name, layer in layers.items() if f".{target}." in f".{name}."}
-        if not matches:
-            raise ValueError(f"no linear layer has {target!r} in its name; names are such as {', '.join(list(layers)[:3])}")
-        chosen.update(matches)
-    if not chosen:
-        raise ValueError("targets is empty: name at least one, or leave it out for all linear layers")
-    return chosen
+    if targets is not None and not targets:
+        raise ValueError("targets is empty: without it, all linear layers are meant")
+    for target in targets or ():
+        if not any(f".{target}." in f".{name}." for name in layers):
+            raise ValueError(f"targets: no linear layer has {target} in its name; the first is {next(iter(layers))}")
+    found = {}
+    for name, layer in layers.items():
+        chosen = targets is None or any(f".{target}." in f".{name}." for target in targets)
+        if not chosen or isinstance(model.get_submodule(name.rpartition(".")[0]), LinearWithLoRA):
+            continue
+        for other_name, other in model.named_modules():
+            if other is not layer and getattr(other, "weight", None) is layer.weight:
+                raise ValueError(f"{name} shares its weight with {other_name}, so it cannot have an adapter: leave it out with targets")
+        found[name] = layer
+    return found
 
 
 def replace_linear_with_lora(
     model: nn.Module, rank: int, alpha: float, alternative: bool = False, targets: tuple[str, ...] | None = None
 ) -> None:
-    """Give linear layers at any depth an adapter, in place: all of them, or the `targets` (see find_linear_layers). Section E.4.
+    """Give the linear layers of a model an adapter, in place, at any depth, the head included. Freeze the model before. Section E.4.
 
-    With `alternative`, they become LinearWithLoRAMerged. A layer that has an adapter keeps it; one that is used in two places
-    gets one. Freeze the model before. Raises ValueError for bad values, and for a layer whose weight is also that of another
-    part, as in a head tied to the embedding: merging would change the other part too. Name the other layers in `targets`.
+    With `alternative` they become LinearWithLoRAMerged; `targets` chooses some of them. A layer that has an adapter keeps it.
+    Raises ValueError for what `find_linear_layers` and `LoRALayer` refuse, and then changes nothing.
     """
     kind = LinearWithLoRAMerged if alternative else LinearWithLoRA
-    chosen = {}
-    for name, layer in find_linear_layers(model, targets).items():
-        if isinstance(model.get_submodule(name.rpartition(".")[0]), LinearWithLoRA):
-            continue
-        for other_name, other in model.named_modules():
-            if other is not layer and getattr(other, "weight", None) is layer.weight:
-                raise ValueError(f"{name} shares its weight with {other_name}: choose other layers with targets")
-        chosen[name] = layer
-    wrapped = {layer: kind(layer, rank, alpha) for layer in dict.fromkeys(chosen.values())}  # each layer once
-    for name, layer in chosen.items():
-        put_module(model, name, wrapped[layer])
+    layers = find_linear_layers(model, targets)
+    adapted = {layer: kind(layer, rank, alpha) for layer in dict.fromkeys(layers.values())}  # one for each layer, even if used twice
+    for name, layer in layers.items():
+        put_module(model, name, adapted[layer])
