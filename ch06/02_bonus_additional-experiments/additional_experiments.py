@@ -58,7 +58,7 @@ from unmasked_gpt import GPTModel, RememberingGPT
 NUM_CLASSES = 2
 TRAINABLE_LAYERS = ["last_block", "all", "last_two_blocks", "last_layer", "lora", "lora_alternative"]
 TRAINED_BLOCKS = {"last_block": 1, "last_two_blocks": 2, "last_layer": 0}  # of those choices that freeze the lower blocks
-MINI_LEARNING_RATES = {"last_layer": 1e-2, "last_block": 1e-3, "last_two_blocks": 1e-3, "all": 5e-4, "lora": 5e-3}
+MINI_LEARNING_RATES = {"last_layer": 1e-3, "last_block": 1e-3, "last_two_blocks": 2e-4, "all": 5e-4, "lora": 5e-3}
 LARGE_LEARNING_RATES = {"lora": 8e-4}  # appendix E; 5e-5 for all else
 
 
@@ -167,7 +167,8 @@ def run_experiment(settings: dict) -> dict:
     model, loaders, optimizer = prepare(settings, folder, device)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     max_length, learning_rate = loaders[0].dataset.max_length, optimizer.param_groups[0]["lr"]
-    print(f"{trained:,} parameters to train, texts of at most {max_length} tokens, learning rate {learning_rate}")
+    cut = sum(loader.dataset.num_cut for loader in loaders)
+    print(f"{trained:,} parameters to train, learning rate {learning_rate}; {cut} texts are cut at {max_length} tokens")
     result = {"seed": settings["seed"], "learning_rate": learning_rate, "max_length": max_length, "trained_parameters": trained}
     result |= train(model, loaders, optimizer, device, settings)
     result |= {"peak_memory_gb": round(peak_memory_gb(device), 2), **measure(model, loaders, device, settings)}

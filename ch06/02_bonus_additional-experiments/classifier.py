@@ -14,8 +14,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 import torch.nn as nn
-from previous_chapters import download_file, read_text
-from torch.utils.data import Dataset, default_collate
+from previous_chapters import download_file, gpt2_tokenizer, read_text
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 # ---- from ch06/01_main-chapter-code/spam_data.py ----
 
@@ -73,6 +73,17 @@ def download_and_unzip_spam_data(url: str | list, zip_path: str | Path, extracte
     temporary.replace(data_file_path)
 
 
+def load_spam_messages(full_data: bool = False) -> pd.DataFrame:
+    """Return the SMS Spam Collection as a frame with the columns Label ("ham" or "spam") and Text. Section 6.2.
+
+    4,862 messages from the pip package; with full_data all 5,574 from UCI (downloaded once). FileNotFoundError without the package.
+    """
+    path = FULL_DATA_FOLDER / "SMSSpamCollection.tsv" if full_data else spam_package_file()
+    if full_data:
+        download_and_unzip_spam_data(SPAM_URLS, FULL_DATA_FOLDER / "sms_spam_collection.zip", FULL_DATA_FOLDER, path)
+    return parse_messages(path.read_text(encoding="utf-8"))
+
+
 def read_messages(path: str | Path) -> pd.DataFrame:
     """Return the frame of a CSV file with the columns Label and Text; every cell stays the text it is, also NA or nothing.
 
@@ -97,6 +108,19 @@ def create_balanced_dataset(df: pd.DataFrame) -> pd.DataFrame:
     if not 0 < len(spam) <= len(ham):
         raise ValueError(f"cannot balance {len(ham)} ham with {len(spam)} spam: need some spam and at least as much ham")
     return pd.concat([ham.sample(len(spam), random_state=123), spam])
+
+
+def random_split(df: pd.DataFrame, train_frac: float, validation_frac: float) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Shuffle the rows (always the same way) and cut them into training, validation and test rows; the test gets the rest.
+
+    Raises ValueError unless both fractions lie between 0 and 1 and their sum is below 1. Section 6.2.
+    """
+    if not (0 < train_frac < 1 and 0 < validation_frac < 1 and train_frac + validation_frac < 1):
+        raise ValueError(f"fractions must lie between 0 and 1 and leave something, got {train_frac} and {validation_frac}")
+    shuffled = df.sample(frac=1, random_state=123).reset_index(drop=True)
+    train_end = int(len(df) * train_frac)
+    validation_end = train_end + int(len(df) * validation_frac)
+    return shuffled[:train_end], shuffled[train_end:validation_end], shuffled[validation_end:]
 
 
 def encode_message(text: str, tokenizer, max_length: int | None = None) -> list[int]:
@@ -138,6 +162,27 @@ def collate_trimmed(items: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[tor
     input_batch, labels = default_collate(items)  # (b, max_length), (b)
     longest = int((input_batch != 50256).sum(dim=1).max())
     return input_batch[:, : max(1, longest)], labels
+
+
+def create_loaders(messages: pd.DataFrame, folder: Path, context_length: int, batch_size: int) -> tuple[list[DataLoader], int]:
+    """Balance and split messages, write train.csv, validation.csv and test.csv to the folder; returns their loaders and max_length.
+
+    Texts have the length of the longest training text, at most context_length. Sections 6.2 and 6.3.
+    """
+    balanced = create_balanced_dataset(messages)
+    balanced["Label"] = balanced["Label"].map(LABELS)
+    names, parts = ["train", "validation", "test"], random_split(balanced, 0.7, 0.1)
+    if len(parts[0]) < batch_size or not all(map(len, parts)):
+        raise ValueError(f"{len(balanced)} balanced messages are too few: {len(parts[0])} to train on, batch_size {batch_size}")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, part in zip(names, parts):
+        part.to_csv(folder / f"{name}.csv", index=False)
+    tokenizer = gpt2_tokenizer()
+    max_length = min(SpamDataset(folder / "train.csv", tokenizer).max_length, context_length)
+    datasets = [SpamDataset(folder / f"{name}.csv", tokenizer, max_length) for name in names]
+    return [
+        DataLoader(dataset, batch_size, shuffle=dataset is datasets[0], drop_last=dataset is datasets[0]) for dataset in datasets
+    ], max_length
 
 
 # ---- from ch06/01_main-chapter-code/gpt_class_finetune.py ----

@@ -48,12 +48,17 @@ def create_dataset_csvs(new_file_path: str | Path, output_dir: str | Path = ".",
 
 
 class SpamDataset(PaddedSpamDataset):
-    """Chapter 6's data set; with no_padding, texts keep their own lengths (still cut at max_length) and need a batch size of 1."""
+    """Chapter 6's data set; with no_padding, texts keep their own lengths (still cut at max_length) and need a batch size of 1.
+
+    `num_cut` is the number of texts that were longer than max_length.
+    """
 
     def __init__(self, csv_file, tokenizer, max_length: int | None = None, pad_token_id: int = PAD_TOKEN_ID, no_padding: bool = False):
         super().__init__(csv_file, tokenizer, max_length, pad_token_id)
+        own_lengths = [encode_message(text, tokenizer) for text in self.data["Text"]]
+        self.num_cut = sum(len(ids) > self.max_length for ids in own_lengths)
         if no_padding:
-            self.encoded_texts = [encode_message(text, tokenizer, self.max_length) or [pad_token_id] for text in self.data["Text"]]
+            self.encoded_texts = [ids[: self.max_length] or [pad_token_id] for ids in own_lengths]
 
 
 def text_length_limit(context_length: str | int, longest_text: int, model_context: int) -> int:
