@@ -45,7 +45,7 @@ CANDIDATES = {  # learning rates tried for what a row trains, with a seed that t
     "head only": [1e-3, 3e-3, 1e-2, 3e-2],
     "baseline": [2e-4, 5e-4, 1e-3, 2e-3, 5e-3],
     "last two blocks": [2e-4, 5e-4, 1e-3, 2e-3],
-    "all layers": [2e-4, 5e-4, 1e-3],
+    "all layers": [2e-4, 5e-4],
     "LoRA": [1e-3, 3e-3],
 }
 SEARCH_SEED = 1
@@ -96,6 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = OneLineParser("Measure every row of the result table; finished runs are kept in a log.")
     parser.add_argument("--kind", choices=["result", "learning_rate", "timing"], default="result", help="what to measure")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="one run of each row for each")
+    parser.add_argument("--rows", choices=ROWS, nargs="+", default=list(ROWS), help="rows to measure")
     parser.add_argument("--threads", type=int_at_least(1), default=1, help="processor threads of a run")
     parser.add_argument("--log", type=Path, default=LOG, help="file of finished runs")
     args = parser.parse_args(argv)
@@ -104,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
         if not here:
             args.log.write_text(json.dumps(machine(args.threads)) + "\n", encoding="utf-8")
         known = {(job["kind"], job["options"]) for job in finished}
-        jobs = [job for job in jobs_of(args.kind, args.seeds) if (job["kind"], job["options"]) not in known]
+        jobs = [job for job in jobs_of(args.kind, args.seeds) if job["row"] in args.rows and (job["kind"], job["options"]) not in known]
         for job in tqdm(jobs, unit="runs"):
             result = run(job, args.threads)
             with args.log.open("a", encoding="utf-8") as file:
