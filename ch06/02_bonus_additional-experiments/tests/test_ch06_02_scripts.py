@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -66,7 +65,9 @@ def test_every_command_of_the_readme_runs(options, published_size, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", ["", "--trainable_token_pos last", "--trainable_layers all", "--average_embeddings --disable_causal_mask"])
+@pytest.mark.parametrize(
+    "options", ["", "--trainable_token_pos last", "--trainable_layers all", "--average_embeddings --disable_causal_mask"]
+)
 def test_the_fast_way_gives_the_numbers_of_the_plain_one(options, tmp_path):
     shared = [*options.split(), "--max_steps", "25", "--learning_rate", "0.003", "--context_length", "60"]
     plain, fast = (run([*shared, *extra], tmp_path / str(len(extra))) for extra in ([], ["--fast"]))
