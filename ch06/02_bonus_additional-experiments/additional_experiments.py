@@ -140,9 +140,11 @@ def train(model: nn.Module, loaders: list[DataLoader], optimizer: torch.optim.Op
         bar.update()
 
     with tqdm(total=settings["num_epochs"] * len(loaders[0]), unit="batches", mininterval=1) as bar:
-        *_, examples_seen = train_classifier_simple(model, *loaders[:2], optimizer, device, **options, after_batch=after_batch)
+        outcome = train_classifier_simple(model, *loaders[:2], optimizer, device, **options, after_batch=after_batch)
     seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - cpu_begun
-    return {"examples_seen": examples_seen, "seconds": round(seconds, 2), "cpu_seconds": round(cpu_seconds, 2)}
+    for name, losses in zip(("training", "validation"), outcome):
+        print(f"{name} loss {losses[0]:.3f} after the first update, {losses[-1]:.3f} when last measured")
+    return {"examples_seen": outcome[-1], "seconds": round(seconds, 2), "cpu_seconds": round(cpu_seconds, 2)}
 
 
 def measure(model: nn.Module, loaders: list[DataLoader], device: torch.device, settings: dict) -> dict:

@@ -163,15 +163,15 @@ def train_classifier_simple(
             optimizer.zero_grad()
             step += 1
             if step % eval_freq == 0:
-                for losses, value in zip(
-                    (train_losses, val_losses), evaluate_model(model, train_loader, val_loader, device, eval_iter, *loss_options)
-                ):
-                    losses.append(value)
+                train_loss, val_loss = evaluate_model(model, train_loader, val_loader, device, eval_iter, *loss_options)
+                train_losses.append(train_loss)
+                val_losses.append(val_loss)
             if step + 1 == max_steps:
                 break
+        reading = (eval_iter, trainable_token_pos, average_embeddings)
         with torch.random.fork_rng():
-            for accs, loader in ((train_accs, train_loader), (val_accs, val_loader)):
-                accs.append(calc_accuracy_loader(loader, model, device, eval_iter, trainable_token_pos, average_embeddings))
+            train_accs.append(calc_accuracy_loader(train_loader, model, device, *reading))
+            val_accs.append(calc_accuracy_loader(val_loader, model, device, *reading))
         if step + 1 == max_steps:
             break
     return train_losses, val_losses, train_accs, val_accs, examples_seen
