@@ -173,7 +173,8 @@ def create_loaders(messages: pd.DataFrame, folder: Path, context_length: int, ba
     balanced["Label"] = balanced["Label"].map(LABELS)
     names, parts = ["train", "validation", "test"], random_split(balanced, 0.7, 0.1)
     if len(parts[0]) < batch_size or not all(map(len, parts)):
-        raise ValueError(f"{len(balanced)} balanced messages are too few: {len(parts[0])} to train on, batch_size {batch_size}")
+        counts = f"{len(parts[0])} to train on, {len(parts[1])} to validate on, batch_size {batch_size}"
+        raise ValueError(f"{len(balanced)} balanced messages are too few: {counts}")
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in zip(names, parts):
         part.to_csv(folder / f"{name}.csv", index=False)

@@ -81,31 +81,46 @@ def put_module(model: nn.Module, name: str, module: nn.Module) -> None:
     model.get_submodule(parent_name).add_module(own_name, module)
 
 
+def is_target(name: str, targets: tuple[str, ...] | None) -> bool:
+    """True if one of the targets is a part of the dotted name, or several parts in a row; None means every name. Section E.4."""
+    return targets is None or any(f".{target}." in f".{name}." for target in targets)
+
+
+def check_targets(names: list[str], targets: tuple[str, ...] | None) -> None:
+    """Raise ValueError if there are no linear layers, no targets, or a target that is part of no name. Section E.4."""
+    if not names:
+        raise ValueError("the model contains no linear layers")
+    if targets is not None and not targets:
+        raise ValueError("targets is empty: without it, all linear layers are meant")
+    for target in targets or ():
+        if not any(is_target(name, (target,)) for name in names):
+            raise ValueError(f"targets: no linear layer has {target!r} in its name; the first is {names[0]}")
+
+
+def check_not_tied(model: nn.Module, name: str, layer: nn.Linear) -> None:
+    """Raise ValueError if the layer's weight is also that of another part: merging an adapter would change both. Section E.4."""
+    for other_name, other in model.named_modules():
+        if other is not layer and getattr(other, "weight", None) is layer.weight:
+            raise ValueError(f"{name} shares its weight with {other_name}, so it cannot have an adapter: leave it out with targets")
+
+
 def find_linear_layers(model: nn.Module, targets: tuple[str, ...] | None = None) -> dict[str, nn.Linear]:
     """Return {name: layer} of the linear layers without adapter inside a model: all, or those with one of the targets in their name.
 
     A target is one part of a name or several: "att", "W_query", "trf_blocks.0", "out_head". A layer that the model uses in
     two places stands there twice. Raises ValueError for a model without linear layers, a target that no name contains, and a
-    layer whose weight is also that of another part, as in a head tied to the embedding: merging would change both. Section E.4.
+    layer whose weight is also that of another part, as in a head tied to the embedding. Section E.4.
     """
     targets = (targets,) if isinstance(targets, str) else targets
-    layers = {name: layer for name, layer in model.named_modules(remove_duplicate=False) if name and isinstance(layer, nn.Linear)}
-    if not layers:
-        raise ValueError("the model contains no linear layers")
-    if targets is not None and not targets:
-        raise ValueError("targets is empty: without it, all linear layers are meant")
-    for target in targets or ():
-        if not any(f".{target}." in f".{name}." for name in layers):
-            raise ValueError(f"targets: no linear layer has {target} in its name; the first is {next(iter(layers))}")
+    modules = model.named_modules(remove_duplicate=False)
+    linear = {name: module for name, module in modules if name and isinstance(module, nn.Linear)}
+    check_targets(list(linear), targets)
     found = {}
-    for name, layer in layers.items():
-        chosen = targets is None or any(f".{target}." in f".{name}." for target in targets)
-        if not chosen or isinstance(model.get_submodule(name.rpartition(".")[0]), LinearWithLoRA):
-            continue
-        for other_name, other in model.named_modules():
-            if other is not layer and getattr(other, "weight", None) is layer.weight:
-                raise ValueError(f"{name} shares its weight with {other_name}, so it cannot have an adapter: leave it out with targets")
-        found[name] = layer
+    for name, layer in linear.items():
+        parent = model.get_submodule(name.rpartition(".")[0])
+        if is_target(name, targets) and not isinstance(parent, LinearWithLoRA):
+            check_not_tied(model, name, layer)
+            found[name] = layer
     return found
 
 
@@ -119,6 +134,6 @@ def replace_linear_with_lora(
     """
     kind = LinearWithLoRAMerged if alternative else LinearWithLoRA
     layers = find_linear_layers(model, targets)
-    adapted = {layer: kind(layer, rank, alpha) for layer in dict.fromkeys(layers.values())}  # one for each layer, even if used twice
+    adapted = {layer: kind(layer, rank, alpha) for layer in layers.values()}  # one for each layer, even if used twice
     for name, layer in layers.items():
         put_module(model, name, adapted[layer])
