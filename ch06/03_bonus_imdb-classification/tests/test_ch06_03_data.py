@@ -29,7 +29,8 @@ def archive(path, members, kind=tarfile.REGTYPE):
     return path
 
 
-IMDB = {f"aclImdb/{part}/{kind}/{i}_7.txt": f"{part} {kind} {i} café" for part in ("train", "test") for kind in ("pos", "neg") for i in range(3)}
+PLACES = [(part, kind, number) for part in ("train", "test") for kind in ("pos", "neg") for number in range(3)]
+IMDB = {f"aclImdb/{part}/{kind}/{number}_7.txt": f"{part} {kind} {number} café" for part, kind, number in PLACES}
 
 
 def test_the_reviews_are_those_of_the_package_without_plots():
