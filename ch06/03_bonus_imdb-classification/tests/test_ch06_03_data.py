@@ -99,6 +99,23 @@ def test_a_bad_archive_leaves_no_folder_and_nothing_outside(damage, tmp_path):
     assert list((tmp_path / "data").iterdir()) == [] and not list(tmp_path.rglob("escaped.txt"))
 
 
+def test_unpacking_that_is_stopped_leaves_no_folder_that_looks_complete(tmp_path, monkeypatch):
+    target, written, whole = archive(tmp_path / "a.tar.gz", IMDB), [], prepare.extract_member
+
+    def stopped(*arguments):
+        written.append(arguments)
+        if len(written) == 5:
+            raise KeyboardInterrupt
+        whole(*arguments)
+
+    monkeypatch.setattr(prepare, "extract_member", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        download_and_extract_dataset("http://127.0.0.1:9/none", target, tmp_path / "data" / "aclImdb")
+    assert list((tmp_path / "data").iterdir()) == []
+    download_and_extract_dataset("http://127.0.0.1:9/none", target, tmp_path / "data" / "aclImdb")
+    assert len(load_dataset_to_dataframe(tmp_path / "data" / "aclImdb")) == len(IMDB)
+
+
 def test_a_folder_that_lacks_reviews_is_not_taken_for_the_collection(tmp_path):
     (tmp_path / "train" / "pos").mkdir(parents=True)
     with pytest.raises(ValueError, match="holds no reviews.*--imdb"):
