@@ -187,6 +187,7 @@ def test_only_missing_runs_are_run_and_a_failed_one_leaves_the_log_whole(tmp_pat
     commands = list(RUNS)
     runs = [{"command": command, "seed": 123} for command in commands[:-1]]
     assert missing_runs(runs, [123]) == [(commands[-1], 123)]
+    assert missing_runs(runs, [7]) == [(command, 7) for command in commands[1:]], "the baselines draw nothing and run once"
     assert missing_runs([], [1, 2]) == [(command, seed) for seed in (1, 2) for command in commands if seed == 1 or command != commands[0]]
 
     def fails(command, seed, data_dir):
