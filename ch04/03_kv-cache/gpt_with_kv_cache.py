@@ -13,46 +13,36 @@ import torch.nn as nn
 from cached_script import cached_model_parser, run_cached_model
 from kv_cache import check_room
 from previous_chapters import FeedForward, LayerNorm, check_token_ids
+from previous_chapters import MultiHeadAttention as PlainAttention
 
 
-class MultiHeadAttention(nn.Module):
-    """Causal attention that can remember: (b, num_tokens, d_in) -> (b, num_tokens, d_out). Section 2.
+def continued(cached: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
+    """The cached keys or values with the new ones behind them, both (b, their tokens, num_heads, head_dim). Section 2.
 
-    cache_k, cache_v: None, or what was read since the last reset, (b, tokens so far, num_heads, head_dim). ValueError if
-    d_out does not divide by num_heads, or if another number of rows continues a cache.
+    ValueError if the number of rows differs: then this is another text, and the cache should have been reset.
+    """
+    if cached is None:
+        return new
+    if cached.shape[0] != new.shape[0]:
+        raise ValueError(f"{new.shape[0]} rows cannot continue a cache of {cached.shape[0]} rows: reset the cache first")
+    return torch.cat([cached, new], dim=1)
+
+
+class MultiHeadAttention(PlainAttention):
+    """Chapter 3's attention, which now can remember: (b, num_tokens, d_in) -> (b, num_tokens, d_out). Section 2.
+
+    cache_k, cache_v: None, or what was read since the last reset, (b, tokens so far, num_heads, head_dim).
     """
 
     def __init__(self, d_in: int, d_out: int, context_length: int, dropout: float, num_heads: int, qkv_bias: bool = False):
-        super().__init__()
-        if d_out % num_heads != 0:
-            raise ValueError(f"d_out {d_out} is not divisible by num_heads {num_heads}")
-        self.d_out = d_out
-        self.num_heads = num_heads
-        self.head_dim = d_out // num_heads
-        self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
-        self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
-        self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
-        self.out_proj = nn.Linear(d_out, d_out)
-        self.dropout = nn.Dropout(dropout)
+        super().__init__(d_in, d_out, context_length, dropout, num_heads, qkv_bias)
         self.register_buffer("cache_k", None, persistent=False)  # new: follows .to(device), is not saved
         self.register_buffer("cache_v", None, persistent=False)  # new
         self.ptr_current_pos = 0  # new: how many tokens the cache holds
 
     def reset_cache(self) -> None:  # new
-        """Forget what was read."""
         self.cache_k, self.cache_v = None, None
         self.ptr_current_pos = 0
-
-    def remember(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # new
-        """Put new keys and values behind the cached ones and return all of them, (b, tokens so far, num_heads, head_dim)."""
-        if self.cache_k is not None:
-            if self.cache_k.shape[0] != keys.shape[0]:
-                raise ValueError(f"{keys.shape[0]} rows cannot continue a cache of {self.cache_k.shape[0]} rows: reset the cache first")
-            keys = torch.cat([self.cache_k, keys], dim=1)
-            values = torch.cat([self.cache_v, values], dim=1)
-        self.cache_k, self.cache_v = keys, values
-        self.ptr_current_pos = keys.shape[1]
-        return keys, values
 
     def forward(self, x: torch.Tensor, use_cache: bool = False) -> torch.Tensor:
         b, num_tokens, _ = x.shape
@@ -60,17 +50,16 @@ class MultiHeadAttention(nn.Module):
         keys = self.W_key(x).view(b, num_tokens, self.num_heads, self.head_dim)  # (b, num_tokens, num_heads, head_dim)
         values = self.W_value(x).view(b, num_tokens, self.num_heads, self.head_dim)  # (b, num_tokens, num_heads, head_dim)
         if use_cache:  # new: from here on, keys and values are those of the whole text
-            keys, values = self.remember(keys, values)
+            keys = self.cache_k = continued(self.cache_k, keys)  # (b, num_keys, num_heads, head_dim)
+            values = self.cache_v = continued(self.cache_v, values)  # (b, num_keys, num_heads, head_dim)
+            self.ptr_current_pos = keys.shape[1]
+        num_keys = keys.shape[1]
 
         queries = queries.transpose(1, 2)  # (b, num_heads, num_tokens, head_dim)
         keys = keys.transpose(1, 2)  # (b, num_heads, num_keys, head_dim)
         values = values.transpose(1, 2)  # (b, num_heads, num_keys, head_dim)
-        num_keys = keys.shape[2]
         attn_scores = queries @ keys.transpose(2, 3)  # (b, num_heads, num_tokens, num_keys)
-
-        # changed: row i is token num_keys - num_tokens + i of the text, which sees itself and all before it
-        everything = torch.ones(num_tokens, num_keys, dtype=torch.bool, device=x.device)  # (num_tokens, num_keys)
-        blocked = everything.triu(diagonal=1 + num_keys - num_tokens)  # (num_tokens, num_keys)
+        blocked = self.mask[num_keys - num_tokens : num_keys, :num_keys]  # (num_tokens, num_keys), changed: the last rows
         attn_scores = attn_scores.masked_fill(blocked, float("-inf"))
         attn_weights = torch.softmax(attn_scores / self.head_dim**0.5, dim=-1)  # (b, num_heads, num_tokens, num_keys)
 

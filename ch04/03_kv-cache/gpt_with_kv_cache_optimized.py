@@ -24,7 +24,7 @@ class FusedLayerNorm(LayerNorm):
 
 
 class MultiHeadAttention(nn.Module):
-    """Causal attention with a cache of fixed size: (b, num_tokens, d_in) -> (b, num_tokens, d_out). Section 6.
+    """Causal attention with a cache of fixed size: (b, num_tokens, d_in) -> (b, num_tokens, d_out). Section 5.
 
     cache_k, cache_v: None, or (b, num_heads, window_size, head_dim), of which the first ptr_current_pos tokens are filled.
     max_seq_len: longest text (default context_length); window_size: how many tokens a token sees, itself included (default
@@ -173,7 +173,7 @@ class GPTModel(nn.Module):
 
 
 def transpose_storage(model: nn.Module) -> nn.Module:
-    """Store the weights of all linear layers column by column, in which order one token reads them fastest. Section 6.
+    """Store the weights of all linear layers column by column, in which order one token reads them fastest. Section 5.
 
     Names, shapes, values, loading and the model's bytes stay as they are; returns the model.
     """

@@ -12,12 +12,12 @@ import torch.nn as nn
 
 
 class KVCache:
-    """Keys and values of the tokens read so far. Folder 03 of chapter 4, section 7.
+    """Keys and values of the tokens read so far.
 
     `cache` has one entry a layer: None, or a pair (keys, values), each (b, num_kv_heads, num_tokens, head_dim). `get` and
     `update` read and replace an entry; `append` adds tokens to it, in place, in room that doubles when it is full. So a pair
     from `get` is good until the next `append` after a `crop`; clone what has to last. max_length: never make room for more
-    tokens than that.
+    tokens than that. Folder 03 of chapter 4, section 6.
     """
 
     def __init__(self, n_layers: int, max_length: int | None = None):
@@ -111,7 +111,7 @@ def new_tokens_that_fit(model: nn.Module, idx: torch.Tensor, max_new_tokens: int
     """How many of max_new_tokens fit behind idx (b, num_tokens): a cache cannot slide, so text and answer share one context.
 
     Warns when it has to cut, and when the model is in train mode. ValueError for ids that are not a batch, a negative
-    number, and a prompt longer than the context. Folder 03 of chapter 4, section 3.
+    number, and a prompt longer than the context. Folder 03 of chapter 4, section 2.
     """
     limit = model.cfg["context_length"]
     limit = limit if context_size is None else min(context_size, limit)
@@ -136,7 +136,7 @@ def generate_text_simple_cached(
     """Greedy continuation with the cache inside the model: ids (b, num_tokens) -> (b, num_tokens + new tokens).
 
     n new tokens cost one pass over the prompt and n - 1 passes over a single token. With use_cache=False each pass reads
-    everything again; the ids are the same. Errors and warnings: `new_tokens_that_fit`. Folder 03 of chapter 4, section 3.
+    everything again; the ids are the same. Errors and warnings: `new_tokens_that_fit`. Folder 03 of chapter 4, section 2.
     """
     new_tokens = new_tokens_that_fit(model, idx, max_new_tokens, context_size)
     if use_cache:
@@ -157,7 +157,7 @@ def generate_text_simple_stream(
     """Yield the next id of each row, (b, 1), as soon as it is known; `model` takes a KVCache, as gpt_with_kv_cache_object.py does.
 
     Stops when all rows have reached eos_token_id (not yielded for the last of them); rows that end earlier are filled with
-    it. Errors and warnings, at the first token: `new_tokens_that_fit`. Folder 03 of chapter 4, section 7.
+    it. Errors and warnings, at the first token: `new_tokens_that_fit`. Folder 03 of chapter 4, section 6.
     """
     new_tokens = new_tokens_that_fit(model, token_ids, max_new_tokens, context_size)
     cache = KVCache(model.cfg["n_layers"], max_length=model.cfg["context_length"])
