@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from cached_script import cached_model_parser, run_cached_model
 from kv_cache import check_room
 from previous_chapters import FeedForward, LayerNorm, check_token_ids, int_at_least
+from previous_chapters import MultiHeadAttention as PlainAttention
 
 
 class FusedLayerNorm(LayerNorm):
@@ -23,7 +24,36 @@ class FusedLayerNorm(LayerNorm):
         return F.layer_norm(x, self.scale.shape, self.scale, self.shift, self.eps)
 
 
-class MultiHeadAttention(nn.Module):
+def store(room: torch.Tensor, used: int, new: torch.Tensor) -> torch.Tensor:
+    """Put new keys or values, (b, num_heads, num_tokens, head_dim), behind the `used` ones in room, (b, num_heads, window, head_dim).
+
+    Returns all that the new tokens may see: their own and at most window - 1 before each of them. Section 5.
+    """
+    window, total = room.shape[2], used + new.shape[2]
+    if total <= window:
+        room[:, :, used:total] = new
+        return room[:, :, :total]
+    first = max(0, used - (window - 1))  # the oldest that the first new token still sees
+    visible = torch.cat([room[:, :, first:used], new], dim=2)
+    room.copy_(visible[:, :, -window:])  # all move to the left, the oldest fall out
+    return visible
+
+
+def attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, window: int, dropout: float = 0.0) -> torch.Tensor:
+    """Attention of the last num_tokens positions over num_keys, each over at most `window` of them. Section 5.
+
+    queries (b, num_heads, num_tokens, head_dim) -> the same shape. A single token may see all keys that it is given.
+    """
+    num_tokens, num_keys = queries.shape[2], keys.shape[2]
+    allowed, causal = None, num_tokens > 1
+    if num_tokens > 1 and not num_tokens == num_keys <= window:  # PyTorch's own causal mask would not do
+        rows = torch.arange(num_keys - num_tokens, num_keys, device=queries.device)[:, None]  # (num_tokens, 1)
+        distance = rows - torch.arange(num_keys, device=queries.device)  # (num_tokens, num_keys)
+        allowed, causal = (distance >= 0) & (distance < window), False
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=allowed, dropout_p=dropout, is_causal=causal)
+
+
+class MultiHeadAttention(PlainAttention):
     """Causal attention with a cache of fixed size: (b, num_tokens, d_in) -> (b, num_tokens, d_out). Section 5.
 
     cache_k, cache_v: None, or (b, num_heads, window_size, head_dim), of which the first ptr_current_pos tokens are filled.
@@ -35,17 +65,7 @@ class MultiHeadAttention(nn.Module):
         self, d_in: int, d_out: int, context_length: int, dropout: float, num_heads: int, qkv_bias: bool = False,
         max_seq_len: int | None = None, window_size: int | None = None,
     ):  # fmt: skip
-        super().__init__()
-        if d_out % num_heads != 0:
-            raise ValueError(f"d_out {d_out} is not divisible by num_heads {num_heads}")
-        self.d_out = d_out
-        self.num_heads = num_heads
-        self.head_dim = d_out // num_heads
-        self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
-        self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
-        self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
-        self.out_proj = nn.Linear(d_out, d_out)
-        self.dropout = nn.Dropout(dropout)
+        super().__init__(d_in, d_out, 1, dropout, num_heads, qkv_bias)  # 1: no table for the mask, `attend` makes its own
         self.max_seq_len = context_length if max_seq_len is None else max_seq_len
         self.window_size = min(self.max_seq_len if window_size is None else window_size, self.max_seq_len)
         if self.window_size < 1:
@@ -55,29 +75,17 @@ class MultiHeadAttention(nn.Module):
         self.ptr_current_pos = 0
 
     def reset_cache(self) -> None:
-        """Forget what was read."""
         self.cache_k, self.cache_v = None, None
         self.ptr_current_pos = 0
 
     def remember(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store new keys and values, (b, num_heads, num_tokens, head_dim); return all that these tokens may see."""
-        b, _, num_tokens, _ = keys.shape
+        b, used = keys.shape[0], self.ptr_current_pos
         if self.cache_k is None:
             self.cache_k, self.cache_v = (new.new_empty(b, self.num_heads, self.window_size, self.head_dim) for new in (keys, values))
         if self.cache_k.shape[0] != b:
             raise ValueError(f"{b} rows cannot continue a cache of {self.cache_k.shape[0]} rows: reset the cache first")
-        used, total = self.ptr_current_pos, self.ptr_current_pos + num_tokens
-        self.ptr_current_pos = min(total, self.window_size)
-        if total <= self.window_size:  # there is room behind the old ones
-            self.cache_k[:, :, used:total] = keys
-            self.cache_v[:, :, used:total] = values
-            return self.cache_k[:, :, :total], self.cache_v[:, :, :total]
-        first = max(0, used - (self.window_size - 1))  # the oldest that the first new token still sees
-        keys = torch.cat([self.cache_k[:, :, first:used], keys], dim=2)
-        values = torch.cat([self.cache_v[:, :, first:used], values], dim=2)
-        self.cache_k.copy_(keys[:, :, -self.window_size :])  # all move to the left, the oldest fall out
-        self.cache_v.copy_(values[:, :, -self.window_size :])
-        return keys, values
+        self.ptr_current_pos = min(used + keys.shape[2], self.window_size)
+        return store(self.cache_k, used, keys), store(self.cache_v, used, values)
 
     def forward(self, x: torch.Tensor, use_cache: bool = False) -> torch.Tensor:
         b, num_tokens, _ = x.shape
@@ -87,22 +95,8 @@ class MultiHeadAttention(nn.Module):
         values = self.W_value(x).view(by_head).transpose(1, 2)  # (b, num_heads, num_tokens, head_dim)
         if use_cache:
             keys, values = self.remember(keys, values)
-        context_vec = self.attend(queries, keys, values)  # (b, num_heads, num_tokens, head_dim)
-        context_vec = context_vec.transpose(1, 2).reshape(b, num_tokens, self.d_out)  # (b, num_tokens, d_out)
-        return self.out_proj(context_vec)  # (b, num_tokens, d_out)
-
-    def attend(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """Attention of the last num_tokens positions over num_keys; a single token may see all keys that it was given."""
-        num_tokens, num_keys = queries.shape[2], keys.shape[2]
-        allowed, causal = None, False
-        if num_tokens == num_keys <= self.window_size:
-            causal = num_tokens > 1
-        elif num_tokens > 1:
-            rows = torch.arange(num_keys - num_tokens, num_keys, device=queries.device)[:, None]  # (num_tokens, 1)
-            distance = rows - torch.arange(num_keys, device=queries.device)  # (num_tokens, num_keys)
-            allowed = (distance >= 0) & (distance < self.window_size)  # (num_tokens, num_keys)
-        rate = self.dropout.p if self.training else 0.0
-        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=allowed, dropout_p=rate, is_causal=causal)
+        context_vec = attend(queries, keys, values, self.window_size, self.dropout.p if self.training else 0.0)
+        return self.out_proj(context_vec.transpose(1, 2).reshape(b, num_tokens, self.d_out))  # (b, num_tokens, d_out)
 
 
 class TransformerBlock(nn.Module):
