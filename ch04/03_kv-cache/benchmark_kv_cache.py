@@ -10,6 +10,7 @@ moment of the machine hits both, and medians are reported. benchmark_kv_cache.js
 import functools
 import importlib.metadata
 import json
+import os
 import platform
 import statistics
 import sys
@@ -33,6 +34,11 @@ def processor_name() -> str:
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def waiting_programs() -> float | None:
+    """How many programs wanted a processor in the last minute (the load average); more than it has cores slows all runs down."""
+    return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
 
 
 def read_bandwidth(megabytes: int = 400) -> float:
@@ -184,6 +190,7 @@ def beside_hugging_face(cfg: dict, prompt_length: int, rows: int, steps: int, ro
 def run(args) -> dict:
     """All figures as one dictionary."""
     torch.manual_seed(args.seed)
+    load = waiting_programs()
     cfg = {key: getattr(args, key) for key in ("vocab_size", "emb_dim", "n_heads", "n_layers")} | {"drop_rate": 0.0, "qkv_bias": False}
     short = cfg | {"context_length": 4 + args.max_new_tokens}
     long = cfg | {"context_length": args.prompt_length + args.steps + 1}
@@ -193,6 +200,7 @@ def run(args) -> dict:
     return {
         "processor": processor_name(), "threads": torch.get_num_threads(), "python": platform.python_version(),
         "torch": torch.__version__, "transformers": importlib.metadata.version("transformers"), "dtype": "float32",
+        "load_before": load, "load_after": waiting_programs(),
         "seed": args.seed, "cfg": cfg, "with_and_without": cached, "beside_hugging_face": steps,
     }  # fmt: skip
 

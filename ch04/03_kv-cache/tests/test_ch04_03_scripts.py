@@ -60,6 +60,13 @@ def test_bad_input_ends_in_one_line(module, options, message, capsys):
     assert stop.value.code == 2 and len(lines) == 1 and message in lines[0]
 
 
+def test_the_output_in_the_readme_is_what_the_command_prints(capsys):
+    page = (FOLDER / "README.md").read_text(encoding="utf-8")
+    gpt_with_kv_cache_optimized.main("--n_layers 2 --max_new_tokens 20 --seed 124".split())
+    text, ids, _ = capsys.readouterr().out.splitlines()
+    assert f"{text}\n{ids}\n" in page
+
+
 def test_a_window_below_one_is_refused(capsys):
     with pytest.raises(SystemExit) as stop:
         gpt_with_kv_cache_optimized.main([*TINY, "--kv_window_size", "0"])
