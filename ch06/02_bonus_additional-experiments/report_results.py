@@ -22,6 +22,12 @@ def accuracies(runs: list[dict], row: str, part: str) -> list[float]:
     return found
 
 
+def gains(runs: list[dict], row: str) -> list[int]:
+    """Return, seed by seed, how many more test messages a row gets right than the baseline on the same split."""
+    right = {(run["row"], run["seed"]): run["test"]["right"] for run in runs if run["kind"] == "result"}
+    return [right[row, seed] - right["baseline", seed] for name, seed in right if name == row]
+
+
 def spread(values: list[float]) -> float:
     """Return the distance from the worst to the best seed."""
     return max(values) - min(values)
@@ -40,12 +46,13 @@ def result_table(runs: list[dict]) -> str:
     timed = {run["row"]: run for run in runs if run["kind"] == "timing"}
     baseline = accuracies(runs, "baseline", "test")
     lines = [
-        "| Row | Validation | Test | Worst to best seed | Test without repeats | Against the baseline | ms per update | Peak GB |",
-        "|---|---|---|---|---|---|---|---|",
+        "| Row | Validation | Test | Worst to best seed | Test without repeats | Against the baseline | Messages gained, by seed "
+        "| ms per update | Peak GB |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in ROWS:
         validation, test, alone = (accuracies(runs, row, part) for part in PARTS)
-        judged = "" if row == "baseline" else verdict(test, baseline)
+        judged = " | " if row == "baseline" else f"{verdict(test, baseline)} | {', '.join(f'{gain:+d}' for gain in gains(runs, row))}"
         cost = f"{1000 * timed[row]['cpu_seconds'] / 20:.0f} | {timed[row]['peak_memory_gb']:.1f}" if row in timed else " | "
         shares = f"{mean(validation):.1%} | {mean(test):.1%} | {min(test):.1%} to {max(test):.1%} | {mean(alone):.1%}"
         lines.append(f"| {row} | {shares} | {judged} | {cost} |".replace("%", " %"))

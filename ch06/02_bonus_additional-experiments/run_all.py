@@ -46,6 +46,7 @@ CANDIDATES = {  # learning rates tried for what a row trains, with a seed that t
     "baseline": [2e-4, 5e-4, 1e-3, 2e-3, 5e-3],
     "last two blocks": [2e-4, 5e-4, 1e-3, 2e-3],
     "all layers": [2e-4, 5e-4],
+    "random start, all layers": [2e-4, 1e-3],
     "LoRA": [1e-3, 3e-3],
 }
 SEARCH_SEED = 1
