@@ -244,17 +244,8 @@ def main(settings: dict) -> tuple[dict, GPTModel]:
     (folder / "log.txt").unlink(missing_ok=True)
     bar = tqdm(total=settings["num_epochs"] * len(train_loader), unit="updates", mininterval=1)
     with bar, contextlib.redirect_stdout(PrintAboveBar(sys.stdout, folder / "log.txt")):
-        *values, examples_seen = train_classifier_simple(
-            model,
-            train_loader,
-            val_loader,
-            optimizer,
-            device,
-            settings["num_epochs"],
-            settings["eval_freq"],
-            settings["eval_iter"],
-            bar.update,
-        )
+        how = (settings["num_epochs"], settings["eval_freq"], settings["eval_iter"], bar.update)
+        *values, examples_seen = train_classifier_simple(model, train_loader, val_loader, optimizer, device, *how)
         loaders = {"training": train_loader, "validation": val_loader, "test": test_loader}
         accuracies = {name: calc_accuracy_loader(loader, model, device) for name, loader in loaders.items()}
         print(", ".join(f"{name} accuracy {accuracy:.2%}" for name, accuracy in accuracies.items()))

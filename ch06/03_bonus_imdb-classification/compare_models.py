@@ -54,8 +54,9 @@ def read_log(path: Path) -> tuple[dict, list[dict]]:
 def missing_runs(runs: list[dict], seeds: list[int]) -> list[tuple[str, int]]:
     """Return the (command, seed) pairs that the log lacks, seed by seed; the baselines draw nothing and run once."""
     done = {(run["command"], run["seed"]) for run in runs}
-    wanted = [(command, seed) for seed in seeds for command in RUNS if command != BASELINES or seed == seeds[0]]
-    return [pair for pair in wanted if pair not in done]
+    baselines = [] if any(run["command"] == BASELINES for run in runs) else [(BASELINES, seeds[0])]
+    wanted = [(command, seed) for seed in seeds for command in RUNS if command != BASELINES]
+    return baselines + [pair for pair in wanted if pair not in done]
 
 
 def run(command: str, seed: int, data_dir: Path) -> list[dict]:

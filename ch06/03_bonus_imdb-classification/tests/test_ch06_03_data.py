@@ -29,7 +29,8 @@ def archive(path, members, kind=tarfile.REGTYPE):
     return path
 
 
-IMDB = {f"aclImdb/{part}/{kind}/{i}_7.txt": f"{part} {kind} {i} café" for part in ("train", "test") for kind in ("pos", "neg") for i in range(3)}
+PLACES = [(part, kind, number) for part in ("train", "test") for kind in ("pos", "neg") for number in range(3)]
+IMDB = {f"aclImdb/{part}/{kind}/{number}_7.txt": f"{part} {kind} {number} café" for part, kind, number in PLACES}
 
 
 def test_the_reviews_are_those_of_the_package_without_plots():
@@ -96,6 +97,23 @@ def test_a_bad_archive_leaves_no_folder_and_nothing_outside(damage, tmp_path):
     with pytest.raises(ValueError):
         download_and_extract_dataset("http://127.0.0.1:9/none", target, tmp_path / "data" / "aclImdb")
     assert list((tmp_path / "data").iterdir()) == [] and not list(tmp_path.rglob("escaped.txt"))
+
+
+def test_unpacking_that_is_stopped_leaves_no_folder_that_looks_complete(tmp_path, monkeypatch):
+    target, written, whole = archive(tmp_path / "a.tar.gz", IMDB), [], prepare.extract_member
+
+    def stopped(*arguments):
+        written.append(arguments)
+        if len(written) == 5:
+            raise KeyboardInterrupt
+        whole(*arguments)
+
+    monkeypatch.setattr(prepare, "extract_member", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        download_and_extract_dataset("http://127.0.0.1:9/none", target, tmp_path / "data" / "aclImdb")
+    assert list((tmp_path / "data").iterdir()) == []
+    download_and_extract_dataset("http://127.0.0.1:9/none", target, tmp_path / "data" / "aclImdb")
+    assert len(load_dataset_to_dataframe(tmp_path / "data" / "aclImdb")) == len(IMDB)
 
 
 def test_a_folder_that_lacks_reviews_is_not_taken_for_the_collection(tmp_path):

@@ -61,7 +61,7 @@ def visit(checkpoint, log, tmp_path_factory):
         try:
             browser = open_browser(playwright)
         except Error as error:
-            if os.environ.get("CI"):
+            if os.environ.get("CI") == "true":
                 raise
             pytest.skip(f"no browser to drive: install Chromium or Chrome ({str(error).splitlines()[0]})")
         with running_app("--device", "cpu", folder=chapter / FOLDER.name, log=log) as address:
