@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.nn as nn
-from classifier import FULL_DATA_FOLDER, SPAM_URLS, spam_package_file
+from classifier import FULL_DATA_FOLDER, SPAM_URLS, collate_trimmed, spam_package_file
 from classifier_training import (  # noqa: F401 (calc_accuracy_loader and others are this folder's names for chapter 6's functions)
     calc_accuracy_loader,
     calc_loss_batch,
@@ -58,7 +58,7 @@ from unmasked_gpt import GPTModel, RememberingGPT
 NUM_CLASSES = 2
 TRAINABLE_LAYERS = ["last_block", "all", "last_two_blocks", "last_layer", "lora", "lora_alternative"]
 TRAINED_BLOCKS = {"last_block": 1, "last_two_blocks": 2, "last_layer": 0}  # of those choices that freeze the lower blocks
-MINI_LEARNING_RATES = {"last_layer": 1e-3, "last_block": 1e-3, "last_two_blocks": 2e-4, "all": 5e-4, "lora": 5e-3}
+MINI_LEARNING_RATES = {"last_layer": 3e-3, "last_block": 1e-3, "last_two_blocks": 2e-4, "all": 2e-4, "lora": 1e-3}
 LARGE_LEARNING_RATES = {"lora": 8e-4}  # appendix E; 5e-5 for all else
 
 
@@ -100,6 +100,11 @@ def default_learning_rate(model_size: str, trainable_layers: str) -> float:
     return MINI_LEARNING_RATES[part] if size_name(model_size) == "mini" else LARGE_LEARNING_RATES.get(part, 5e-5)
 
 
+def reads_padding(settings: dict) -> bool:
+    """Tell whether padding can change an answer; else it may be left out, and all numbers stay the same."""
+    return settings["trainable_token_pos"] == "last" and not settings["average_embeddings"]
+
+
 def prepare(settings: dict, folder: Path, device: torch.device) -> tuple[nn.Module, list[DataLoader], torch.optim.Optimizer]:
     """Return classifier, loaders (training, validation, test) and optimizer as the command line says; writes the split to folder."""
     torch.manual_seed(settings["seed"])
@@ -108,7 +113,6 @@ def prepare(settings: dict, folder: Path, device: torch.device) -> tuple[nn.Modu
     torch.manual_seed(settings["seed"])
     make_classifier(model, settings["trainable_layers"], settings["lora_rank"], settings["lora_alpha"])
     model.to(device)
-    reads_padding = settings["trainable_token_pos"] == "last" and not settings["average_embeddings"]
 
     messages = FULL_DATA_FOLDER / "SMSSpamCollection.tsv" if settings["full_data"] else spam_package_file()
     if settings["full_data"]:
@@ -116,13 +120,13 @@ def prepare(settings: dict, folder: Path, device: torch.device) -> tuple[nn.Modu
     create_dataset_csvs(messages, folder, settings["seed"])
     longest = SpamDataset(folder / "train.csv", gpt2_tokenizer()).max_length
     max_length = text_length_limit(settings["context_length"], longest, cfg["context_length"])
-    trim = settings["fast"] and not reads_padding
+    trim = settings["fast"] and not reads_padding(settings)
     loaders = create_loaders(folder, max_length, settings["batch_size"], settings["no_padding"], trim)
 
     learning_rate = settings["learning_rate"] or default_learning_rate(settings["model_size"], settings["trainable_layers"])
     optimizer = adamw(model, learning_rate, 0.1, device)
     if settings["fast"] and settings["trainable_layers"] in TRAINED_BLOCKS:
-        model = RememberingGPT(model, len(model.trf_blocks) - TRAINED_BLOCKS[settings["trainable_layers"]], reads_padding)
+        model = RememberingGPT(model, len(model.trf_blocks) - TRAINED_BLOCKS[settings["trainable_layers"]], reads_padding(settings))
     return model, loaders, optimizer
 
 
@@ -150,12 +154,12 @@ def train(model: nn.Module, loaders: list[DataLoader], optimizer: torch.optim.Op
 def measure(model: nn.Module, loaders: list[DataLoader], device: torch.device, settings: dict) -> dict:
     """Return the validation loss and, for every part and for the test without repeats, the number of texts and of right answers."""
     reading = {key: settings[key] for key in ("trainable_token_pos", "average_embeddings")}
-    loss = calc_loss_loader(loaders[1], model, device, ignore_index=settings["ignore_index"], **reading)
-    data = [loader.dataset for loader in loaders]
-    whole_training = DataLoader(data[0], loaders[0].batch_size, collate_fn=loaders[0].collate_fn)
-    right = [right_answers(loader, model, device, **reading) for loader in (whole_training, *loaders[1:])]
+    collate = None if reads_padding(settings) else collate_trimmed
+    train, validation, test = (DataLoader(loader.dataset, loader.batch_size, collate_fn=collate) for loader in loaders)
+    loss = calc_loss_loader(validation, model, device, ignore_index=settings["ignore_index"], **reading)
+    right = [right_answers(loader, model, device, **reading) for loader in (train, validation, test)]
     parts = dict(zip(("train", "validation", "test"), right))
-    parts["test_without_repeats"] = [right[2][row] for row in without_repeats(data[2].data, data[0].data)]
+    parts["test_without_repeats"] = [right[2][row] for row in without_repeats(test.dataset.data, train.dataset.data)]
     counts = {name: {"right": sum(answers), "texts": len(answers)} for name, answers in parts.items()}
     return {"validation_loss": round(loss, 4), **counts}
 
