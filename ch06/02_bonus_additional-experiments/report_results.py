@@ -93,7 +93,7 @@ def draw(runs: list[dict], path: Path) -> None:
         ax.plot([mean(values)] * 2, [height - 0.35, height + 0.35], color=color, linewidth=2)
     ax.axvspan(100 * min(baseline), 100 * max(baseline), color=COLORS["sky"], alpha=0.25, linewidth=0)
     ax.set_yticks(range(len(ROWS)), list(reversed(ROWS)))
-    ax.set(xlabel="test accuracy (%): a dot for each seed, a bar for the mean; blue band: the baseline's seeds")
+    ax.set(xlabel="test accuracy (%)\ndot: one seed; bar: mean; blue band: the seeds of the baseline")
     apart = [row for row in ROWS if verdict(accuracies(runs, row, "test"), baseline) != "equal"]
     fig.suptitle(f"{len(apart)} of {len(ROWS) - 1} changes differ from the baseline by more than the seeds do", fontsize=11)
     fig.savefig(path, dpi=110)
