@@ -1,7 +1,7 @@
 """What decides how well a small GPT finds spam? Five ways to train, three to six splits each; the notebook draws the log.
 
     python experiments.py                        # half an hour on one core; writes experiments-log.jsonl
-    python experiments.py --seeds 123 --num_epochs 1 --output /tmp/try.jsonl
+    python experiments.py --seeds 123 --num_epochs 1 --output try.jsonl
 
 No text stands in two parts of a split, and the seed decides split, head and order. Ways: `pretrained` is the chapter's own,
 `random` starts without pretraining, `last_column` reads the last position, padding or not, `all_plain` trains on all messages
