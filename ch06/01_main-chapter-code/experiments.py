@@ -70,7 +70,7 @@ def spam_probabilities(model: GPTModel, dataset: SpamDataset, pad_token_id: int)
     with measuring(model):
         for input_batch, batch_labels in DataLoader(dataset, batch_size=32, collate_fn=trimmed):
             logits = last_token_logits(model, input_batch, pad_token_id)  # (b, num_classes)
-            probabilities.append(torch.softmax(logits, dim=-1)[:, 1])  # (b)
+            probabilities.append(torch.softmax(logits, dim=-1)[:, 1])
             labels.append(batch_labels)
     return torch.cat(probabilities), torch.cat(labels)
 
