@@ -416,7 +416,7 @@ def generate_text_simple(model, idx: torch.Tensor, max_new_tokens: int, context_
     """
     if use_cache:
         return torch.cat([idx, *generate_text_basic_stream(model, idx, max_new_tokens)], dim=1)
-    check_request(model, idx[:, -1:], 0, None)
+    check_request(model, idx[..., -1:], 0, None)
     for _ in range(max_new_tokens):
         window = idx[:, -(context_size or model.cfg["context_length"]) :]
         idx = torch.cat([idx, greedy(model(window, only_last=True)[:, -1])], dim=1)
