@@ -132,7 +132,8 @@ def test_extreme_temperatures_and_logits_give_an_id(temperature):
 @pytest.mark.parametrize("settings, message", [
     ({"temperature": -0.1}, "temperature is -0.1"), ({"temperature": float("nan")}, "temperature is nan"),
     ({"temperature": float("inf")}, "temperature is inf"), ({"top_k": 0}, "top_k is 0; it must be at least 1"),
-    ({"top_p": 0.0}, "top_p is 0.0"), ({"top_p": 1.01}, "top_p is 1.01"), ({"min_p": -0.1}, "min_p is -0.1"), ({"min_p": 2.0}, "min_p is 2.0"),
+    ({"top_p": 0.0}, "top_p is 0.0"), ({"top_p": 1.01}, "top_p is 1.01"), ({"min_p": -0.1}, "min_p is -0.1"),
+    ({"min_p": 2.0}, "min_p is 2.0"),
     ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"), ({"repetition_penalty": float("nan")}, "repetition_penalty is nan"),
 ])
 def test_bad_settings_are_named_in_one_line(settings, message):
