@@ -17,13 +17,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from gguf_quants import (  # noqa: F401  offered from here: reading a file and undoing its blocks belong together
+    DEQUANTIZE,
+    TENSOR_TYPES,
+    bytes_of_tensor,
+    dequantize_bf16,
+    dequantize_f16,
+    dequantize_f32,
+    dequantize_q4_0,
+    dequantize_q4_1,
+    dequantize_q4_k,
+    dequantize_q5_0,
+    dequantize_q5_1,
+    dequantize_q5_k,
+    dequantize_q6_k,
+    dequantize_q8_0,
+)
 from smollm2_tokenizer import SmolLM2Tokenizer  # noqa: F401  offered from here: file and tokenizer belong together
 
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 STRING, ARRAY = 8, 9
-BLOCK = 32  # weights that share one scale
-# type number -> (name, weights in a block, bytes of a block)
-TENSOR_TYPES = {0: ("F32", 1, 4), 1: ("F16", 1, 2), 3: ("Q4_1", BLOCK, 20), 8: ("Q8_0", BLOCK, 34)}
 
 
 class Cursor:
@@ -59,40 +72,6 @@ class Cursor:
         return self.scalar(kind)
 
 
-def dequantize_q8_0(data, shape) -> torch.Tensor:
-    """Blocks of 34 bytes (a float16 scale, then 32 signed bytes) -> float32 tensor of `shape`: weight = scale * q."""
-    blocks = np.frombuffer(data, dtype=np.uint8).reshape(-1, 34)  # (num_blocks, 34)
-    scale = blocks[:, :2].copy().view(np.float16).astype(np.float32)  # (num_blocks, 1)
-    q = blocks[:, 2:].copy().view(np.int8).astype(np.float32)  # (num_blocks, 32)
-    return torch.from_numpy(scale * q).reshape(shape)
-
-
-def dequantize_q4_1(data, shape) -> torch.Tensor:
-    """Blocks of 20 bytes (float16 scale, float16 minimum, 16 bytes of two 4-bit numbers) -> float32 tensor of `shape`.
-
-    weight = scale * q + minimum with q from 0 to 15; the low halves of the 16 bytes are weights 0 to 15 of the block, the
-    high halves weights 16 to 31.
-    """
-    blocks = np.frombuffer(data, dtype=np.uint8).reshape(-1, 20)  # (num_blocks, 20)
-    scale, minimum = blocks[:, :4].copy().view(np.float16).astype(np.float32).T[:, :, None]  # (num_blocks, 1) each
-    packed = blocks[:, 4:]  # (num_blocks, 16)
-    q = np.concatenate([packed & 15, packed >> 4], axis=1).astype(np.float32)  # (num_blocks, 32)
-    return torch.from_numpy(scale * q + minimum).reshape(shape)
-
-
-def dequantize_float(data, shape, dtype) -> torch.Tensor:
-    """Plain float16 or float32 numbers -> float32 tensor of `shape`."""
-    return torch.from_numpy(np.frombuffer(data, dtype=dtype).astype(np.float32)).reshape(shape)
-
-
-DEQUANTIZE = {
-    "F32": lambda data, shape: dequantize_float(data, shape, np.float32),
-    "F16": lambda data, shape: dequantize_float(data, shape, np.float16),
-    "Q4_1": dequantize_q4_1,
-    "Q8_0": dequantize_q8_0,
-}
-
-
 class Tensors(Mapping):
     """Name -> float32 tensor, read from the file and dequantized at each access, so that only what is used is in memory."""
 
@@ -105,8 +84,8 @@ class Tensors(Mapping):
         return kind, shape, self.data[start : start + size].tobytes()
 
     def __getitem__(self, name) -> torch.Tensor:
-        kind, shape, data = self.raw(name)
-        return DEQUANTIZE[kind](data, shape)
+        kind, shape, start, size = self.table[name]
+        return DEQUANTIZE[kind](self.data[start : start + size], shape)
 
     def __iter__(self):
         return iter(self.table)
@@ -150,14 +129,13 @@ def tensor_table(described, first: int, file_size: int, path) -> dict:
     """Check each tensor's type and place; returns name -> (type name, shape, first byte, number of bytes)."""
     table = {}
     for name, shape, number, offset in described:
-        if number not in TENSOR_TYPES:
-            known = ", ".join(kind for kind, _, _ in TENSOR_TYPES.values())
-            raise ValueError(f"{path}: tensor {name} has the unknown type {number}; known here: {known}")
-        kind, per_block, block_bytes = TENSOR_TYPES[number]
-        size = int(np.prod(shape, dtype=np.int64)) // per_block * block_bytes
+        try:
+            size = bytes_of_tensor(number, shape)
+        except ValueError as error:
+            raise ValueError(f"{path}: tensor {name} {error}") from error
         if first + offset + size > file_size:
             raise ValueError(f"{path} is truncated: tensor {name} ends at byte {first + offset + size:,} of {file_size:,}")
-        table[name] = (kind, shape, first + offset, size)
+        table[name] = (TENSOR_TYPES[number][0], shape, first + offset, size)
     return table
 
 

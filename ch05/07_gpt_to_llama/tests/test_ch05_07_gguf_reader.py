@@ -137,10 +137,10 @@ def test_other_files_and_unknown_types_are_refused(tmp_path):
     (tmp_path / "text.gguf").write_text("no weights here", encoding="utf-8")
     with pytest.raises(ValueError, match="not a GGUF file"):
         read_gguf(tmp_path / "text.gguf")
-    kind = gguf.GGMLQuantizationType.Q5_0
-    write_gguf(tmp_path / "q5.gguf", {"a": (gguf.quantize(np.ones((4, 32), np.float32), kind), kind)})
-    with pytest.raises(ValueError, match="unknown type 6"):
-        read_gguf(tmp_path / "q5.gguf")
+    kind = gguf.GGMLQuantizationType.TQ1_0
+    write_gguf(tmp_path / "tq1.gguf", {"a": (gguf.quantize(np.ones((4, 256), np.float32), kind), kind)})
+    with pytest.raises(ValueError, match="unknown type 34"):
+        read_gguf(tmp_path / "tq1.gguf")
     with pytest.raises(FileNotFoundError, match="absent"):
         read_gguf(tmp_path / "absent.gguf")
 
