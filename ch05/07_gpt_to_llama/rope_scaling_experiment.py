@@ -61,8 +61,8 @@ def scaled_frequencies(method: str, head_dim: int, base: float, trained: int, fa
 
 def use_frequencies(model: Llama3Model, frequencies: torch.Tensor) -> None:
     """Replace the model's tables: cosines and sines of all its positions, (context_length, head_dim)."""
-    angles = torch.arange(model.cfg["context_length"], dtype=torch.float32)[:, None] * frequencies  # (context_length, head_dim // 2)
-    angles = torch.cat([angles, angles], dim=1).to(model.cos.device)  # (context_length, head_dim)
+    angles = torch.arange(model.cfg["context_length"], dtype=torch.float32)[:, None] * frequencies  # (context_length, num_pairs)
+    angles = torch.cat([angles, angles], dim=1).to(model.cos.device)  # (context_length, 2 * num_pairs)
     model.cos, model.sin = angles.cos(), angles.sin()
 
 
@@ -112,7 +112,8 @@ def binned(losses: torch.Tensor) -> list[float]:
 def experiment(args, device, precision) -> dict:
     """All measurements as a dictionary: losses by position before and after further training, and of a model trained long."""
     cfg, (text, held_out) = byte_config(args.trained), read_bytes()
-    results, shape = {"at once": {}, "after further training": {}}, (cfg["emb_dim"] // cfg["n_heads"], cfg["rope_base"], args.trained, FACTOR)
+    results = {"at once": {}, "after further training": {}}
+    shape = (cfg["emb_dim"] // cfg["n_heads"], cfg["rope_base"], args.trained, FACTOR)
     torch.manual_seed(args.seed)
     model = Llama3Model(cfg).to(device)
     results["training loss"] = round(train(model, text, args.trained, args.steps, args.lr, precision, f"{args.trained} bytes"), 4)

@@ -1,6 +1,7 @@
 """Files of weights, read and written with every damage as one clear line: state dicts, and safetensors files with an index.
 
-Also the names of shared tensors, and the shapes of tensors without their numbers. Plumbing of this folder; the ways of loading are in weight_loading.py, and the notebook says which section uses what.
+Also the names of shared tensors, and the shapes of tensors without their numbers. Plumbing of this folder; the ways of loading
+are in weight_loading.py, and the notebook says which section uses what.
 """
 
 import inspect
