@@ -111,8 +111,8 @@ class GroupedQueryAttention(nn.Module):
             queries = queries.reshape(b, self.num_kv_groups, -1, self.head_dim)  # (b, groups, group_size, head_dim)
             context_vec = F.scaled_dot_product_attention(queries, keys, values, attn_mask=allowed, scale=self.scaling)
         else:
-            keys = keys.repeat_interleave(self.num_heads // self.num_kv_groups, dim=1)  # (b, num_heads, all_tokens, head_dim)
-            values = values.repeat_interleave(self.num_heads // self.num_kv_groups, dim=1)  # (b, num_heads, all_tokens, head_dim)
+            keys = keys.repeat_interleave(self.num_heads // self.num_kv_groups, dim=1)  # (b, num_heads, seen_tokens, head_dim)
+            values = values.repeat_interleave(self.num_heads // self.num_kv_groups, dim=1)  # (b, num_heads, seen_tokens, head_dim)
             context_vec = F.scaled_dot_product_attention(
                 queries, keys, values, attn_mask=allowed, is_causal=mask is None, scale=self.scaling
             )
@@ -159,9 +159,10 @@ class Gemma3Model(nn.Module):
         self.final_norm = RMSNorm(cfg["emb_dim"])
         self.out_head = nn.Linear(cfg["emb_dim"], cfg["vocab_size"], bias=False, dtype=cfg["dtype"])
         self.current_pos = 0
+        head_dim = cfg["head_dim"] or cfg["emb_dim"] // cfg["n_heads"]
         with torch.device("cpu"):  # not part of the state dict, so computed even where the weights come later
-            full = compute_rope_params(cfg["head_dim"], cfg["rope_base"], cfg["context_length"], cfg.get("rope_freq"))
-            local = compute_rope_params(cfg["head_dim"], cfg["rope_local_base"], cfg["context_length"])
+            full = compute_rope_params(head_dim, cfg["rope_base"], cfg["context_length"], cfg.get("rope_freq"))
+            local = compute_rope_params(head_dim, cfg["rope_local_base"], cfg["context_length"])
         for name, table in zip(("cos", "sin", "cos_local", "sin_local"), full + local):
             self.register_buffer(name, table, persistent=False)  # (context_length, head_dim)
 
@@ -206,7 +207,7 @@ class Gemma3Model(nn.Module):
             x = block(x, masks, ropes, position, cache, layer_idx)  # (b, num_tokens, emb_dim)
         self.current_pos = start + num_tokens
         x = self.final_norm(x[:, -1:] if only_last else x)
-        return self.out_head(x.to(self.out_head.weight.dtype))  # (b, num_tokens, vocab_size)
+        return self.out_head(x.to(self.out_head.weight.dtype))
 
 
 def check_input(in_idx, start, attention_mask, cfg):
@@ -257,7 +258,7 @@ class SlidingKVCache(KVCache):
         return keys, values
 
     def crop(self, length):
-        if any(kept is not None and length < num > kept for kept, num in zip(self.kept, self.num_tokens)):
+        if any(kept is not None and 0 < length < num > kept for kept, num in zip(self.kept, self.num_tokens)):
             raise ValueError(f"cannot crop {len(self)} tokens to {length}: the sliding layers have forgotten what came before their window")
         super().crop(length)
         self.num_tokens = [length] * len(self.num_tokens)
@@ -273,9 +274,9 @@ def load_gemma3(dtype=torch.float32):
         model = Gemma3Model({**GEMMA3_CONFIG_270M, "dtype": dtype})
     model.out_head.weight = model.tok_emb.weight
     model.to_empty(device="cpu")
-    if dtype == torch.float32:  # columns one behind the other: PyTorch multiplies one row by them in half the time
-        vocab_size, emb_dim = model.tok_emb.weight.shape
-        model.out_head.weight = model.tok_emb.weight = nn.Parameter(torch.empty(emb_dim, vocab_size).T)
+    if dtype == torch.float32:  # each matrix column by column: PyTorch multiplies one row by it in half to two thirds of the time
+        for parameter in filter(lambda parameter: parameter.dim() == 2, model.parameters()):
+            parameter.data = parameter.data.view(parameter.shape[::-1]).T
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the file's numbers are float32 after dequantization; dtype was asked for
         load_weights_into_gemma(model, GEMMA3_CONFIG_270M, GemmaNames(tensors))

@@ -45,6 +45,9 @@ class GemmaNames(Mapping):
         tensor = self.tensors[self.source[name]]
         return tensor - 1 if name.endswith("norm.weight") else tensor  # the file stores 1 + scale
 
+    def __contains__(self, name):
+        return name in self.source  # without it, Python would read the tensor to find out
+
     def __iter__(self):
         return iter(self.source)
 
