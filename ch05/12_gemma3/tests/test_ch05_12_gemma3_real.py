@@ -5,8 +5,8 @@ import os
 import gemma3
 import pytest
 import torch
-from gemma3 import SlidingKVCache, find_gemma3, load_gemma3, read_gguf
-from gemma3_oracles import hugging_face_with
+from gemma3 import GEMMA3_CONFIG_270M, SlidingKVCache, find_gemma3, load_gemma3, read_gguf
+from gemma3_reference import hugging_face_twin
 from gemma3_weights import GemmaNames
 from previous_chapters import KVCache
 
@@ -27,7 +27,7 @@ def both():
             pytest.fail(f"CI has to run the real model: {error}")
         pytest.skip(str(error))
     model, tokenizer = load_gemma3()
-    return model, tokenizer, hugging_face_with(GemmaNames(read_gguf(path)[1]))
+    return model, tokenizer, hugging_face_twin(GEMMA3_CONFIG_270M, GemmaNames(read_gguf(path)[1]))
 
 
 @pytest.fixture(scope="module")
