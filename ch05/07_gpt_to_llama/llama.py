@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from gguf_reader import HuggingFaceNames, SmolLM2Tokenizer, find_smollm2, read_gguf
 from llama3_tokenizer import ChatFormat, Llama3Tokenizer, clean_text  # noqa: F401  offered from here, like the next two
-from llama_generate import KVCache, generate_text_basic_stream, generate_text_simple, greedy  # noqa: F401
+from llama_generate import generate_text_basic_stream, generate_text_simple, greedy, left_pad  # noqa: F401
 from llama_rope import RopeTables, apply_rope, compute_rope_params, rope_rows  # noqa: F401
 from llama_weights import assign, load_weights_into_llama  # noqa: F401
 from packed_linears import linear_outputs, pack_for_decoding
+from previous_chapters import KVCache  # noqa: F401
 from torch import nn
 
 LLAMA32_CONFIG_1B = {
