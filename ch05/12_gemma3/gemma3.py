@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from gemma3_weights import GemmaNames, load_weights_into_gemma
 from gemma_files import find_gemma3
 from gemma_tokenizer import GemmaTokenizer
-from llama import apply_rope, attention_block_mask, compute_rope_params, read_gguf
+from llama import apply_rope, attention_block_mask, compute_rope_params, read_gguf, rope_rows
 from llama import generate_text_basic_stream, generate_text_simple  # noqa: F401  offered from here
 from previous_chapters import KVCache
 from torch import nn
@@ -93,7 +93,8 @@ class GroupedQueryAttention(nn.Module):
 
     def forward(self, x, mask, cos, sin, start_pos=0, cache=None, layer_idx=0):
         """x (b, num_tokens, d_in) -> the same shape. mask: bool, True = blocked, its columns ending with the newest token;
-        None: causal. start_pos: position of the first token, int or (b,). Keys and values are appended to `cache`."""
+        None: causal. start_pos: position of the first token, int or (b,); None: cos and sin are the tokens' rows already. Keys
+        and values are appended to `cache`."""
         b, num_tokens, _ = x.shape
         queries = self.W_query(x).view(b, num_tokens, self.num_heads, self.head_dim).transpose(1, 2)  # (b, num_heads, num_tokens, head_dim)
         keys = self.W_key(x).view(b, num_tokens, self.num_kv_groups, self.head_dim).transpose(1, 2)  # (b, groups, num_tokens, head_dim)
@@ -200,11 +201,14 @@ class Gemma3Model(nn.Module):
         masks = {FULL: None, SLIDING: None}  # enough for one token, and for the beginning of a text that fits into the window
         if attention_mask is not None or (num_tokens > 1 and start + num_tokens > min(num_tokens, self.cfg["sliding_window"])):
             masks[FULL], masks[SLIDING] = self._create_masks(num_tokens, in_idx.device, start, attention_mask)
-        ropes = {FULL: (self.cos, self.sin), SLIDING: (self.cos_local, self.sin_local)}
+        ropes = {  # the rows of these tokens, looked up once for all layers
+            FULL: rope_rows(self.cos, self.sin, position, num_tokens),
+            SLIDING: rope_rows(self.cos_local, self.sin_local, position, num_tokens),
+        }
         x = self.tok_emb(in_idx)  # (b, num_tokens, emb_dim)
         x = x * torch.tensor(self.cfg["emb_dim"] ** 0.5, dtype=x.dtype)  # rounded to the dtype, as in training
         for layer_idx, block in enumerate(self.blocks):
-            x = block(x, masks, ropes, position, cache, layer_idx)  # (b, num_tokens, emb_dim)
+            x = block(x, masks, ropes, None, cache, layer_idx)  # (b, num_tokens, emb_dim)
         self.current_pos = start + num_tokens
         x = self.final_norm(x[:, -1:] if only_last else x)
         return self.out_head(x.to(self.out_head.weight.dtype))
@@ -274,7 +278,7 @@ def load_gemma3(dtype=torch.float32):
         model = Gemma3Model({**GEMMA3_CONFIG_270M, "dtype": dtype})
     model.out_head.weight = model.tok_emb.weight
     model.to_empty(device="cpu")
-    if dtype == torch.float32:  # each matrix column by column: PyTorch multiplies one row by it in half to two thirds of the time
+    if dtype == torch.float32:  # still empty, so it costs nothing: matrices column by column, as one row is multiplied by them fastest
         for parameter in filter(lambda parameter: parameter.dim() == 2, model.parameters()):
             parameter.data = parameter.data.view(parameter.shape[::-1]).T
     with warnings.catch_warnings():

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from previous_chapters import KVCache
+from torch import nn
 
 # ---- from ch05/07_gpt_to_llama/gguf_quants.py ----
 
@@ -433,6 +434,22 @@ def assign(left, right, tensor_name="unknown"):
     with torch.no_grad():
         left.copy_(right)
     return left
+
+
+def tie_or_untie(model, params, tied=None):
+    """Make head and embedding one parameter, or two, as `tied` says (None: as the checkpoint does).
+
+    ValueError where checkpoint and flag contradict each other (section 4.1).
+    """
+    has_head = "lm_head.weight" in params
+    if tied is False and not has_head:
+        raise ValueError("the checkpoint has no lm_head.weight, so its head is its embedding; the configuration says tied: False")
+    if tied and has_head and not torch.equal(params["lm_head.weight"], params["model.embed_tokens.weight"]):
+        raise ValueError("the checkpoint's lm_head.weight differs from its embedding; the configuration says tied: True")
+    if tied or not has_head:
+        model.out_head.weight = model.tok_emb.weight
+    elif model.out_head.weight is model.tok_emb.weight:
+        model.out_head.weight = nn.Parameter(model.tok_emb.weight.detach().clone())
 
 
 # ---- from ch05/07_gpt_to_llama/llama_rope.py ----
