@@ -6,8 +6,18 @@ import random
 import gemma3
 import pytest
 import torch
-from gemma3 import GEMMA3_CONFIG_1B, GEMMA3_CONFIG_4B, GEMMA3_CONFIG_270M, FeedForward, Gemma3Model, RMSNorm, SlidingKVCache
-from gemma3 import generate_text_basic_stream, generate_text_simple, load_weights_into_gemma
+from gemma3 import (
+    GEMMA3_CONFIG_1B,
+    GEMMA3_CONFIG_4B,
+    GEMMA3_CONFIG_270M,
+    FeedForward,
+    Gemma3Model,
+    RMSNorm,
+    SlidingKVCache,
+    generate_text_basic_stream,
+    generate_text_simple,
+    load_weights_into_gemma,
+)
 from gemma3_oracles import FULL, SLIDING, TINY, hugging_face
 from previous_chapters import KVCache
 from torch.nn.functional import gelu
