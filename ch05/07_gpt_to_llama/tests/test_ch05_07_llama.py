@@ -156,10 +156,61 @@ def test_loading_reports_what_does_not_fit():
         llama.load_weights_into_llama(tiny(), TINY, {name: w.double() for name, w in weights.items()})
 
 
+def test_a_bad_shape_or_a_wrong_number_of_layers_leaves_the_model_as_it_was():
+    weights, model = hugging_face(TINY).state_dict(), tiny()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    last = {**weights, "lm_head.weight": torch.zeros(5, 5)}
+    for params, param_config, message in ((last, TINY, "lm_head"), (weights, {**TINY, "n_layers": 2}, "n_layers 2.*3 blocks")):
+        with pytest.raises(ValueError, match=message):
+            llama.load_weights_into_llama(model, param_config, params)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@torch.no_grad()
+def test_a_head_of_its_own_is_neither_lost_nor_written_over_the_embedding():
+    reference, ids = hugging_face(TINY), torch.randint(0, 97, (1, 9))
+    model = tiny()
+    model.out_head.weight = model.tok_emb.weight
+    llama.load_weights_into_llama(model, TINY, reference.state_dict())
+    assert model.out_head.weight is not model.tok_emb.weight
+    assert torch.allclose(model(ids), reference(ids).logits, atol=1e-5)
+    with pytest.raises(ValueError, match="tied: True"):
+        llama.load_weights_into_llama(tiny(), {**TINY, "tied": True}, reference.state_dict())
+    headless = {name: tensor for name, tensor in reference.state_dict().items() if name != "lm_head.weight"}
+    with pytest.raises(ValueError, match="tied: False"):
+        llama.load_weights_into_llama(tiny(), {**TINY, "tied": False}, headless)
+    repeated = {**headless, "lm_head.weight": headless["model.embed_tokens.weight"].clone()}
+    llama.load_weights_into_llama(model, {**TINY, "tied": True}, repeated)
+    assert model.out_head.weight is model.tok_emb.weight
+
+
+@BOTH
+@torch.no_grad()
+def test_another_number_type_changes_the_weights_and_not_the_angles(model_class):
+    model = tiny(model_class)
+    cos, ids = model.cos.clone(), torch.randint(0, 97, (1, 40))
+    expected = model(ids)
+    assert model.bfloat16() is model and model.tok_emb.weight.dtype == torch.bfloat16
+    assert torch.equal(model.cos, cos) and torch.equal(model.sin, tiny().sin)
+    assert model(ids).dtype == torch.bfloat16
+    assert (model(ids).float() - expected).abs().max() < 0.05 * expected.abs().max()
+    with torch.device("meta"):
+        empty = model_class(TINY)
+    assert torch.equal(empty.to_empty(device="cpu").cos, cos)
+
+
+@BOTH
+@pytest.mark.parametrize("row", [[1, 1, 1, 0], [1, 0, 1, 1], [0, 0, 0, 0], [0, 1, 1, 0]])
+def test_padding_anywhere_but_at_the_left_is_refused(model_class, row):
+    mask = torch.tensor([[1, 1, 1, 1], row])
+    with pytest.raises(ValueError, match="at the left"):
+        tiny(model_class)(torch.zeros(2, 4, dtype=torch.long), attention_mask=mask)
+
+
 def test_generation_stops_row_by_row_and_wastes_no_pass(monkeypatch):
     model = tiny()
     script = iter([[1, 2], [9, 3], [4, 5], [6, 9], [7, 7]])
-    choose = lambda logits: torch.tensor(next(script))[:, None]  # noqa: E731
+    choose = lambda logits, token_ids: torch.tensor(next(script))[:, None]  # noqa: E731
     passes = []
     forward = Llama3ModelFast.forward
     monkeypatch.setattr(Llama3ModelFast, "forward", lambda self, *a, **k: passes.append(1) or forward(self, *a, **k))
