@@ -825,6 +825,12 @@ def load_gpt2_params_from_safetensors(path: str | Path, settings: dict) -> dict:
 # ---- from ch05/01_main-chapter-code/gpt_generate.py ----
 
 
+def keep_top_k(logits: torch.Tensor, top_k: int) -> torch.Tensor:
+    """Return logits with all but each row's top_k largest set to minus infinity. Shape kept. Section 5.3.2."""
+    threshold = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]  # one a row: the smallest that stays
+    return logits.masked_fill(logits < threshold, float("-inf"))
+
+
 def shape_conflict(left: torch.Tensor | None, right) -> str | None:
     """Say how the shapes of a parameter and of the weights for it differ; None if they agree. Section 5.5."""
     if left is not None and left.shape == right.shape:
