@@ -35,6 +35,7 @@ class Reader:
     context_length: int
     cached: bool = True
     encode_chat: Callable[[str], list[int]] | None = None  # a question as a turn, for a model that was tuned on turns
+    tokenizer: object = None
 
     @property
     def num_parameters(self) -> int:
@@ -58,19 +59,20 @@ def load_reader(name: str) -> Reader:
     if name == "gemma3":
         model, gemma = load_gemma3()
         return Reader(name, model, lambda text: gemma.encode(text, bos=False), lambda number: gemma.decode_bytes([number]),
-                      gemma.bos_token_id, (gemma.eos_token_id,), model.cfg["context_length"])
+                      gemma.bos_token_id, (gemma.eos_token_id,), model.cfg["context_length"], tokenizer=gemma)
     if name == "smollm2":
         model, smol = load_smollm2()
         end_of_text = smol.special["<|endoftext|>"]  # stands between the texts of the pretraining
         return Reader(name, model, smol.encode, lambda number: smol.decode_bytes([number]), end_of_text, (end_of_text, smol.eos_token_id),
-                      model.cfg["context_length"], encode_chat=lambda text: smol.encode_chat([{"role": "user", "content": text}]))
+                      model.cfg["context_length"], encode_chat=lambda text: smol.encode_chat([{"role": "user", "content": text}]),
+                      tokenizer=smol)
     if name != "gpt2-mini":
         raise ValueError(f"no model {name!r}; known: {', '.join(NAMES)}")
     model, cfg = load_pretrained_gpt({}, "mini", offline=True)
     model.out_head.weight = model.tok_emb.weight  # equal already, as it was trained with one matrix for both
     gpt2 = gpt2_tokenizer()
     return Reader(name, model, gpt2.encode_ordinary, gpt2.decode_single_token_bytes, gpt2.eot_token, (gpt2.eot_token,),
-                  cfg["context_length"], cached=False)
+                  cfg["context_length"], cached=False, tokenizer=gpt2)
 
 
 # ---- how surprised is a model by a text? ----------------------------------------------------------------------------
