@@ -86,18 +86,25 @@ def load_llama32(size: str, folder, dtype: torch.dtype | None, fast: bool):
     return model.eval(), tokenizer
 
 
-def compile_model(model) -> None:
-    """Compile the model's forward in place; if that fails, say so in one line and go on without."""
-    eager = model.forward
-    model.forward = torch.compile(eager, dynamic=True)
+def compile_blocks(model) -> bool:
+    """Compile the model's blocks in place and say whether that worked; if not, one line tells why and nothing is changed.
+
+    One compiled block serves all layers. A compiler joins operations by itself, so the weights are not packed.
+    """
+    KVCache.append = torch.compiler.disable(KVCache.append)  # it compares places in memory, which compiled code cannot
+    for block in model.trf_blocks:
+        block.forward = torch.compile(block.forward, dynamic=True)
     try:
         with torch.inference_mode():
             cache = KVCache(model.cfg["n_layers"], max_length=model.cfg["context_length"])
             for num_tokens in (2, 1):
                 model(torch.zeros(1, num_tokens, dtype=torch.long, device=model.tok_emb.weight.device), cache, only_last=True)
-    except Exception as error:  # noqa: BLE001  no compiler, or one that does not work: there are many kinds of failure
-        model.forward = eager
+    except Exception as error:  # no compiler, or one that does not work: there are many kinds of failure
+        for block in model.trf_blocks:
+            del block.forward
         print(f"--compile does not work here, going on without: {str(error).strip().splitlines()[0]}", file=sys.stderr)
+        return False
+    return True
 
 
 def load(args):
@@ -107,11 +114,10 @@ def load(args):
         model, tokenizer = load_smollm2(dtype or torch.float32, fast)
     else:
         model, tokenizer = load_llama32(args.size, args.weights, dtype, fast)
-    model.to(device)
-    if fast:
-        pack_for_decoding(model)  # again: a move unpacks
-    if args.compile:
-        compile_model(model)
+    model.to(device)  # this unpacks
+    compiled = args.compile and compile_blocks(model)
+    if fast and not compiled:
+        pack_for_decoding(model)
     return model, tokenizer
 
 
@@ -123,7 +129,7 @@ def build_parser() -> OneLineParser:
     parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="auto: fp32 for SmolLM2, bf16 for Llama 3.2")
     parser.add_argument("--variant", choices=("fast", "plain"), default="fast", help="plain: the code to read")
     parser.add_argument("--cache", choices=("on", "off"), default="on", help="keep earlier keys and values")
-    parser.add_argument("--compile", action="store_true", help="compile the model with torch.compile first")
+    parser.add_argument("--compile", action="store_true", help="compile the blocks with torch.compile first")
     parser.add_argument("--system", help="system message, if not the model's own")
     parser.add_argument("--prompt", help="answer this once and stop")
     parser.add_argument("--max_new_tokens", type=int_at_least(1), default=256, help="longest answer in tokens")

@@ -129,7 +129,8 @@ class Conversation:
 
     def stream(self, ids: list[int], same: int) -> Iterator[int]:
         """The ids of `generate`, of whose prompt the first `same` are in the cache; read_ids is right even after an interruption."""
-        token_ids, ends = torch.tensor([ids], device=self.model.tok_emb.weight.device), self.tokenizer.stop_ids  # (1, num_tokens)
+        token_ids = torch.tensor([ids], device=self.model.tok_emb.weight.device)  # (1, num_tokens)
+        ends = self.tokenizer.stop_ids
         if self.cache is None:
             yield from map(int, stream_without_cache(self.model, token_ids, self.max_new_tokens, ends, self.choose))
             return

@@ -47,6 +47,11 @@ class HuggingFaceNames(Mapping):
         self.heads = {"attn_q": heads, "attn_k": positive(metadata, "llama.attention.head_count_kv", heads)}
         self.source = {self.rename(name): name for name in tensors if name != ROPE_TABLE}
 
+    @property
+    def shapes(self) -> dict:
+        """Name -> shape, from the file's table: no weight is read for it."""
+        return {name: self.tensors.table[source][1] for name, source in self.source.items()}
+
     def rename(self, name):
         """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight"""
         if name in self.TOP:

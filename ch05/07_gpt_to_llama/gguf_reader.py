@@ -66,8 +66,6 @@ class Cursor:
 
     def strings(self, count: int) -> list[str]:
         """`count` times a length (8 bytes), then that many bytes of UTF-8; one tight loop, since vocabularies are long."""
-        if count * 8 > len(self.data) - self.position:  # not even the lengths fit
-            self.take(count * 8)
         texts = []
         try:
             for _ in range(count):

@@ -5,6 +5,7 @@ chapter 4's. Which token comes next is up to the function `choose`: `greedy` her
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import takewhile
 
 import torch
 from previous_chapters import KVCache
@@ -92,3 +93,16 @@ def generate_text_simple(model, idx: torch.Tensor, max_new_tokens: int, context_
         window = idx[:, -(context_size or model.cfg["context_length"]) :]
         idx = torch.cat([idx, greedy(model(window, only_last=True)[:, -1])], dim=1)
     return idx
+
+
+def generate_batch(
+    model, prompts: list[list[int]], max_new_tokens: int, eos_token_id: int | Iterable[int] | None = None, choose: Callable = greedy
+) -> list[list[int]]:
+    """Continue several prompts, lists of ids of any lengths, at once: the new ids of each, up to its own end id.
+
+    Errors as of `left_pad` and `generate_text_basic_stream`. Standalone notebook, section 5.5.
+    """
+    ids, attention_mask = (part.to(model.tok_emb.weight.device) for part in left_pad(prompts))  # (b, num_tokens) each
+    new = torch.cat([ids[:, :0], *generate_text_basic_stream(model, ids, max_new_tokens, eos_token_id, attention_mask, choose)], dim=1)
+    ends = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id or [])
+    return [list(takewhile(lambda number: number not in ends, row)) for row in new.tolist()]

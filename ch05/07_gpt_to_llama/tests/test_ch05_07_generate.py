@@ -5,7 +5,7 @@ Run it:  pytest ch05/07_gpt_to_llama/tests/test_ch05_07_generate.py
 
 import pytest
 import torch
-from llama import KVCache, Llama3Model, Llama3ModelFast, generate_text_basic_stream, generate_text_simple, greedy
+from llama import KVCache, Llama3Model, Llama3ModelFast, generate_batch, generate_text_basic_stream, generate_text_simple, greedy
 from llama_generate import left_pad
 
 TINY = {"vocab_size": 97, "context_length": 64, "emb_dim": 48, "n_heads": 6, "n_layers": 3, "hidden_dim": 80, "n_kv_groups": 2,
@@ -186,6 +186,19 @@ def test_each_row_of_a_padded_batch_is_the_row_alone(model_class, choose, paddin
         ids = ids.masked_fill(mask == 0, padding)
     alone = [streamed(model, torch.tensor([prompt]), 15, choose=choose) for prompt in PROMPTS]
     assert torch.equal(streamed(model, ids, 15, attention_mask=mask, choose=choose), torch.cat(alone))
+
+
+@BOTH
+def test_a_batch_gives_each_prompt_what_it_gets_alone(model_class):
+    model = tiny(model_class)
+    ends = [int(streamed(model, torch.tensor([PROMPTS[0]]), 6)[0, -1]), 3]  # so that the first row ends before the others
+    for eos, choose in ((None, greedy), (ends, greedy), (ends[0], unseen)):
+        alone = [generate_batch(model, [prompt], 15, eos, choose)[0] for prompt in PROMPTS]
+        together = generate_batch(model, PROMPTS, 15, eos, choose)
+        assert together == alone and all(row == streamed(model, torch.tensor([prompt]), 15, eos, choose=choose)[0].tolist()
+                                         for row, prompt in zip(alone, PROMPTS, strict=True) if row)
+        assert (eos is None) == (set(map(len, together)) == {15})
+    assert generate_batch(model, [[3, 4], [5]], 9, (8, 9), scripted([8, 9])) == [[], []]
 
 
 def test_left_pad_keeps_the_prompts_and_refuses_an_empty_one():
