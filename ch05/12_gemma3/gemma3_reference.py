@@ -1,5 +1,7 @@
 """Hugging Face's Gemma 3 as an oracle: our sizes in its configuration, our weights in its model. Needs `transformers`."""
 
+import warnings
+
 import torch
 from gemma3_weights import gemma_parameters
 
@@ -23,6 +25,7 @@ def hf_config(cfg):
 
 def hugging_face_twin(cfg, params):
     """Gemma3ForCausalLM in eval mode around the tensors of `params` (Hugging Face's name -> tensor), which are not copied."""
+    warnings.filterwarnings("ignore", message="IProgress not found")  # transformers would like nicer progress bars
     from transformers import Gemma3ForCausalLM
 
     config = hf_config(cfg)

@@ -611,6 +611,21 @@ def greedy(logits: torch.Tensor, token_ids: torch.Tensor | None = None) -> torch
     return logits.argmax(dim=-1, keepdim=True)  # (b, 1)
 
 
+def left_pad(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lists of ids -> (ids, attention_mask), both (b, num_tokens of the longest); the mask is 0 at the padding on the left.
+
+    The padding repeats a prompt's first id: the mask hides it from the model, and a repetition penalty meets no id that the
+    prompt does not have. ValueError if there is no prompt, or an empty one. Standalone notebook, section 5.5.
+    """
+    if not prompts or not all(prompts):
+        raise ValueError("a batch needs prompts, each of at least one token")
+    longest = max(len(prompt) for prompt in prompts)
+    missing = [longest - len(prompt) for prompt in prompts]
+    ids = torch.tensor([prompt[:1] * gap + prompt for prompt, gap in zip(prompts, missing)])  # (b, num_tokens)
+    attention_mask = torch.tensor([[0] * gap + [1] * (longest - gap) for gap in missing])  # (b, num_tokens)
+    return ids, attention_mask
+
+
 def check_request(model, token_ids: torch.Tensor, max_new_tokens: int, cache: KVCache | None) -> None:
     """ValueError for ids without a token, a text that cannot fit the context, and a cache that leaves nothing to read. Section 3.11."""
     if token_ids.dim() != 2 or token_ids.numel() == 0:

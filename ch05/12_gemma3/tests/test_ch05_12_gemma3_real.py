@@ -13,7 +13,7 @@ from previous_chapters import KVCache
 pytestmark = pytest.mark.slow
 TEXT = (
     "The tide comes in twice a day, and each time it reaches the old wall a little later than the time before. "
-    "A keeper once wrote the hours down; 1,024 of them are left, in a notebook with a blue cover. def tide(hour):\n    return 12.42 * hour\n"
+    "A keeper once wrote the hours down; 1,024 of them are left, in a book with a blue cover. def tide(hour):\n    return 12.42 * hour\n"
 )
 
 
