@@ -66,7 +66,7 @@ def test_masks_are_rebuilt_where_the_model_began_on_meta(route, original, tmp_pa
     assert loaded.state_dict().keys() == original.state_dict().keys()  # still not persistent
 
 
-def test_leftovers_in_the_masks_change_the_logits_and_rebuilding_mends_them(original):
+def test_leftovers_in_the_masks_change_the_logits_and_rebuilding_repairs_them(original):
     ids = torch.randint(0, 50, (1, 9))
     expected = original(ids)
     for block in original.trf_blocks:
