@@ -4,7 +4,7 @@ A byte model small enough to train here learns on windows of 128 bytes. Then it 
 with its angles slowed in three ways, before and after a short further training. Section 6 of converting-llama2-to-llama3.ipynb
 draws the log.
 
-Run it:  python rope_scaling_experiment.py          (about 20 minutes on one core; writes rope-scaling.json)
+Run it:  python rope_scaling_experiment.py     (about 20 minutes on one free core with fast bfloat16; writes rope-scaling.json)
 """
 
 import json

@@ -96,3 +96,19 @@ def test_the_committed_run_is_the_default_one():
     }
     assert LOG["parameters"] == 1_722_048 and LOG["factor"] == FACTOR and LOG["bin"] == BIN
     assert all(math.isfinite(loss) for phase in ("at once", "after further training") for losses in LOG[phase].values() for loss in losses)
+
+
+def mean_of(losses, first, last):
+    part = losses[first // BIN : last // BIN]
+    return sum(part) / len(part)
+
+
+def test_what_the_notebook_says_about_the_log_is_true():
+    at_once, later = LOG["at once"], LOG["after further training"]
+    within = {method: mean_of(at_once[method], 0, 128) for method in METHODS}
+    assert mean_of(at_once["none"], 128, 256) > within["none"] + 0.8 and mean_of(at_once["none"], 256, 512) > 3
+    assert within["linear"] > 3.5 and within["ntk"] - within["none"] == pytest.approx(0.05, abs=0.01)
+    assert max(at_once["ntk"][1:16]) < 1.4 and at_once["ntk"][-1] > 2.6
+    assert within["llama3"] - within["none"] == pytest.approx(0.11, abs=0.01) and max(at_once["llama3"]) < 1.5
+    assert all(mean_of(later[method], 256, 512) < 1.25 for method in METHODS if method != "linear")
+    assert abs(mean_of(LOG["trained long"], 256, 512) - mean_of(LOG["trained long"], 128, 256)) < 0.02
