@@ -27,20 +27,20 @@ QUESTIONS = (
 )  # fmt: skip
 
 
-def measure(model, prompts: list[list[int]], alone: list[list[int]], new_tokens: int, rounds: int) -> dict:
-    """Speeds of one batch, medians of several rounds; `alone` are the new ids of each prompt by itself."""
-    reading, writing = [], []
-    for _ in range(rounds):
-        together, passes = timed_passes(model, lambda: generate_batch(model, prompts, new_tokens))
-        reading.append(passes[0])
-        writing.append(statistics.median(passes[1:]))
-    longest, rows = max(map(len, prompts)), len(prompts)
-    seconds = statistics.median(writing)
+def timed_batch(model, prompts: list[list[int]], new_tokens: int) -> tuple[list, float, float]:
+    """(new ids of each prompt, seconds for the prompts, seconds of a step that writes one token in every row)."""
+    written, passes = timed_passes(model, lambda: generate_batch(model, prompts, new_tokens))
+    return written, passes[0], statistics.median(passes[1:])
+
+
+def summary(prompts: list[list[int]], alone: list[list[int]], runs: list[tuple]) -> dict:
+    """The figures of one batch size from its runs by `timed_batch`; `alone` are the new ids of each prompt by itself."""
+    written, reading, writing = zip(*runs)
+    rows, tokens = len(prompts), sum(map(len, prompts))
     return {
-        "rows": rows, "padding_share": round(1 - sum(map(len, prompts)) / (rows * longest), 3),
-        "prompt_tokens_per_s": round(sum(map(len, prompts)) / statistics.median(reading), 1),
-        "step_ms": round(1000 * seconds, 1), "tokens_per_s": round(rows / seconds, 1),
-        "rows_as_alone": sum(a == b for a, b in zip(together, alone, strict=True)),
+        "rows": rows, "padding_share": round(1 - tokens / (rows * max(map(len, prompts))), 3),
+        "prompt_tokens_per_s": round(tokens / min(reading), 1), "step_ms": round(1000 * min(writing), 1),
+        "tokens_per_s": round(rows / min(writing), 1), "rows_as_alone": sum(a == b for a, b in zip(written[0], alone, strict=True)),
     }  # fmt: skip
 
 
@@ -62,17 +62,17 @@ def draw_batching(figures: dict):
 
 
 def run(args) -> dict:
-    """Measure all batch sizes, each after a short unmeasured one."""
+    """Let the batch sizes take turns, `rounds` times, and keep the fastest run of each: other programs only make a run slower."""
     device, dtype = pick_device(args.device), BENCHMARK_DTYPES[args.dtype]
     model, tokenizer = load_smollm2(dtype)
     pack_for_decoding(model.to(device))
     questions = [tokenizer.encode_chat([{"role": "user", "content": question}]) for question in QUESTIONS]
-    alone = [generate_batch(model, [prompt], args.new_tokens)[0] for prompt in tqdm(questions, desc="alone", unit="prompt")]
-    results = []
-    for rows in tqdm(args.rows, desc="batches", unit="batch"):
-        prompts = [questions[row % len(questions)] for row in range(rows)]
-        generate_batch(model, prompts, 2)
-        results.append(measure(model, prompts, [alone[row % len(questions)] for row in range(rows)], args.new_tokens, args.rounds))
+    alone = [generate_batch(model, [prompt], args.new_tokens)[0] for prompt in questions]
+    prompts = {rows: [questions[row % len(questions)] for row in range(rows)] for rows in args.rows}
+    runs = {rows: [] for rows in args.rows}
+    for rows in tqdm(list(args.rows) * args.rounds, unit="batch"):
+        runs[rows].append(timed_batch(model, prompts[rows], args.new_tokens))
+    results = [summary(prompts[rows], [alone[row % len(questions)] for row in range(rows)], runs[rows]) for rows in args.rows]
     settings = {"device": device.type, "dtype": args.dtype, "new_tokens": args.new_tokens, "rounds": args.rounds}
     return {"model": "SmolLM2-135M-Instruct", **machine_figures(), **settings, "results": results}
 
@@ -81,8 +81,8 @@ def main(argv: list[str] | None = None) -> int:
     """Print the figures, one line a batch size; returns 0, or exits with code 2 and one line on bad input."""
     parser = OneLineParser("Tokens a second of SmolLM2-135M with several prompts at a time.")
     parser.add_argument("--rows", type=int_at_least(1), nargs="+", default=[1, 2, 4, 8, 16, 32, 64], help="prompts at a time")
-    parser.add_argument("--new_tokens", type=int_at_least(3), default=24, help="tokens that each row writes")
-    parser.add_argument("--rounds", type=int_at_least(1), default=3, help="runs of which the median counts")
+    parser.add_argument("--new_tokens", type=int_at_least(3), default=16, help="tokens that each row writes")
+    parser.add_argument("--rounds", type=int_at_least(1), default=3, help="runs of each batch size, of which the fastest counts")
     parser.add_argument("--dtype", choices=BENCHMARK_DTYPES, default="fp32", help="number type of the weights")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")

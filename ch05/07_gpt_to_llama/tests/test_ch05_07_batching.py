@@ -32,14 +32,15 @@ def tiny_model(monkeypatch):
     monkeypatch.setattr(batching, "load_smollm2", lambda dtype: (tiny(), Letters()))
 
 
-def test_the_figures_follow_from_the_passes(monkeypatch):
+def test_the_figures_follow_from_the_fastest_run(monkeypatch):
     model, prompts = tiny(), [[1, 2, 3, 4], [5, 6]]
     alone = [generate_batch(model, [prompt], 5)[0] for prompt in prompts]
-    rounds = iter([[2.0, 0.5, 0.25, 0.5, 9.0], [1.0, 0.1, 0.1, 0.1, 0.1], [3.0, 0.4, 0.4, 0.4, 0.4]])
-    monkeypatch.setattr(batching, "timed_passes", lambda model, run: (run(), next(rounds)))
-    figures = batching.measure(model, prompts, [alone[0], [0] * 5], 5, 3)
-    expected = {"rows": 2, "padding_share": 0.25, "prompt_tokens_per_s": 3.0, "step_ms": 400.0, "tokens_per_s": 5.0, "rows_as_alone": 1}
-    assert figures == expected
+    passes = iter([[2.0, 0.5, 0.25, 0.5, 9.0], [1.5, 0.7, 0.8, 0.8, 0.9]])
+    monkeypatch.setattr(batching, "timed_passes", lambda model, run: (run(), next(passes)))
+    runs = [batching.timed_batch(model, prompts, 5) for _ in range(2)]
+    assert [run[1:] for run in runs] == [(2.0, 0.5), (1.5, 0.8)] and runs[0][0] == alone
+    expected = {"rows": 2, "padding_share": 0.25, "prompt_tokens_per_s": 4.0, "step_ms": 500.0, "tokens_per_s": 4.0, "rows_as_alone": 1}
+    assert batching.summary(prompts, [alone[0], [0] * 5], runs) == expected
 
 
 def test_the_program_writes_log_and_plot(tiny_model, tmp_path, capsys):

@@ -41,7 +41,7 @@ def own():
     """The notebook's functions and classes, and its configurations, without running anything else."""
     names = {
         "torch": torch, "nn": torch.nn, "F": F, "struct": struct, "warnings": warnings, "Path": Path, "os": os, "time": time,
-        **{name: getattr(gguf_reader, name) for name in ("HuggingFaceNames", "SmolLM2Tokenizer", "find_smollm2", "read_gguf")},
+        **{name: value for name, value in vars(gguf_reader).items() if not name.startswith("_")},
         "KVCache": KVCache, "check_request": check_request,
     }
     for cell in NOTEBOOK.cells:
@@ -158,6 +158,17 @@ def test_the_stored_chat_makes_sense_and_nothing_was_downloaded():
     assert re.search(r"naive: 4 \| safe: 3", OUTPUT)
 
 
+def test_what_the_prose_says_about_filters_turns_and_batches_is_printed():
+    assert "one token here, about 200 there" in PROSE and "takes thousands of tokens" in PROSE
+    kept = re.findall(r"temperature (\S+):  top_k=5 keeps (\S+) \| top_p=0.9 keeps (\S+) \| min_p=0.1 keeps (\S+)", OUTPUT)
+    assert kept == [("1.0", "5", "1", "1"), ("2.0", "5", "4,100", "4"), ("1.0", "5", "200", "10"), ("2.0", "5", "15,400", "63")]
+    turns = re.findall(r"(\d+) tokens: +(\d+) from the cache, +(\d+) read -> (.*)", OUTPUT)
+    assert len(turns) == 6 and all(int(total) == int(kept) + int(read) for total, kept, read, _ in turns)
+    assert [text for *_, text in turns[::2]] == [text for *_, text in turns[1::2]] and all(int(turn[1]) > 40 for turn in turns[2::2])
+    assert "some 60 tokens" in PROSE and 55 < int(turns[2][0]) < 65
+    assert all(f"rows {rows:2}:" in OUTPUT for rows in (1, 2, 4, 8, 16, 32, 64))
+
+
 @pytest.mark.parametrize("number", ["134,515,008"])
 def test_counts_in_the_prose_are_printed(number):
     assert number in PROSE and number in OUTPUT
@@ -197,4 +208,4 @@ def test_diagrams_keep_all_text_inside(draw):
 
 def test_every_figure_has_alt_text():
     pictures = [output for cell in NOTEBOOK.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
-    assert len(pictures) == 9 and all(len(output.metadata["image/png"]["alt"].split()) > 3 for output in pictures)
+    assert len(pictures) == 12 and all(len(output.metadata["image/png"]["alt"].split()) > 3 for output in pictures)
