@@ -37,8 +37,8 @@ def check_1(tokens_that_fit):
             while expected < cfg["context_length"] and real_bytes(cfg, expected + 1, dtype) <= free:
                 expected += 1
             got = tokens_that_fit(cfg, free, size)
-            kinds = f"{cfg['layer_types'].count(SLIDING)} sliding and {cfg['layer_types'].count(FULL)} full layers"
-            where = f"{kinds}, window {cfg['sliding_window']}, {cfg['n_kv_groups']} groups of {cfg['head_dim']}, {free:,} bytes, {size} a number"
+            kinds = f"{cfg['layer_types'].count(SLIDING)} sliding, {cfg['layer_types'].count(FULL)} full layers"
+            where = f"{kinds}, window {cfg['sliding_window']}, {cfg['n_kv_groups']} groups of {cfg['head_dim']}, {free:,} B, {size} each"
             question = "what does the next token cost before the windows are full, what afterwards, and what else ends a text?"
             expect_equal(expected, got, where, question)
     passed("1", "with 100 MB in bfloat16, Gemma 3 270M remembers 30,000 tokens; without windows it would be 5,400")

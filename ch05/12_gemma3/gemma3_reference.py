@@ -23,14 +23,19 @@ def hf_config(cfg):
     )
 
 
-def hugging_face_twin(cfg, params):
-    """Gemma3ForCausalLM in eval mode around the tensors of `params` (Hugging Face's name -> tensor), which are not copied."""
+def gemma3_class():
+    """Hugging Face's Gemma3ForCausalLM, imported only where it is needed."""
     warnings.filterwarnings("ignore", message="IProgress not found")  # transformers would like nicer progress bars
     from transformers import Gemma3ForCausalLM
 
-    config = hf_config(cfg)
+    return Gemma3ForCausalLM
+
+
+def hugging_face_twin(cfg, params):
+    """Gemma3ForCausalLM in eval mode around the tensors of `params` (Hugging Face's name -> tensor), which are not copied."""
+    reference_class, config = gemma3_class(), hf_config(cfg)
     with torch.device("meta"):
-        twin = Gemma3ForCausalLM(config)
+        twin = reference_class(config)
     params = {name: params[name] for name in params}
     twin.load_state_dict({**params, "lm_head.weight": params["model.embed_tokens.weight"]}, assign=True)
     twin.tie_weights()

@@ -1,6 +1,10 @@
-"""What several tests of this folder compare with: a tiny Gemma 3 of Hugging Face with random weights."""
+"""What several tests of this folder compare with: a tiny Gemma 3 of Hugging Face with random weights; and the real file."""
 
+import os
+
+import pytest
 import torch
+from gemma3 import find_gemma3
 from gemma3_reference import hf_config
 from transformers import Gemma3ForCausalLM
 
@@ -20,3 +24,11 @@ def hugging_face(cfg, seed=5):
         for parameter in model.parameters():
             parameter.normal_(std=0.3 if parameter.dim() == 1 else 0.1)
     return model
+
+
+def need_gemma():
+    """The model's file; without it the test is skipped, or fails where everything has to be tested."""
+    try:
+        return find_gemma3()
+    except FileNotFoundError as error:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"the real model is needed: {error}")

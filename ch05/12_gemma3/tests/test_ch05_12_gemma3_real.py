@@ -1,11 +1,10 @@
 """Gemma 3 270M from its file: logits equal Hugging Face's, early, past the window, cached, and behind left padding."""
 
-import os
-
 import gemma3
 import pytest
 import torch
 from gemma3 import GEMMA3_CONFIG_270M, SlidingKVCache, find_gemma3, load_gemma3, read_gguf
+from gemma3_oracles import need_gemma
 from gemma3_reference import hugging_face_twin
 from gemma3_weights import GemmaNames
 from previous_chapters import KVCache
@@ -20,12 +19,7 @@ TEXT = (
 @pytest.fixture(scope="module")
 def both():
     """(our model, tokenizer, Hugging Face's model), the same file in both."""
-    try:
-        path = find_gemma3()
-    except FileNotFoundError as error:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"CI has to run the real model: {error}")
-        pytest.skip(str(error))
+    path = need_gemma()
     model, tokenizer = load_gemma3()
     return model, tokenizer, hugging_face_twin(GEMMA3_CONFIG_270M, GemmaNames(read_gguf(path)[1]))
 
