@@ -9,7 +9,6 @@ the reading. Every row must write what it writes alone; rows in which rounding d
 """
 
 import json
-import statistics
 import sys
 from pathlib import Path
 
@@ -28,9 +27,9 @@ QUESTIONS = (
 
 
 def timed_batch(model, prompts: list[list[int]], new_tokens: int) -> tuple[list, float, float]:
-    """(new ids of each prompt, seconds for the prompts, seconds of a step that writes one token in every row)."""
+    """(new ids of each prompt, seconds for the prompts, seconds of the fastest step that wrote one token in every row)."""
     written, passes = timed_passes(model, lambda: generate_batch(model, prompts, new_tokens))
-    return written, passes[0], statistics.median(passes[1:])
+    return written, passes[0], min(passes[1:])
 
 
 def summary(prompts: list[list[int]], alone: list[list[int]], runs: list[tuple]) -> dict:
@@ -62,7 +61,7 @@ def draw_batching(figures: dict):
 
 
 def run(args) -> dict:
-    """Let the batch sizes take turns, `rounds` times, and keep the fastest run of each: other programs only make a run slower."""
+    """Let the batch sizes take turns, `rounds` times, and keep the fastest step of each: other programs only make it slower."""
     device, dtype = pick_device(args.device), BENCHMARK_DTYPES[args.dtype]
     model, tokenizer = load_smollm2(dtype)
     pack_for_decoding(model.to(device))
@@ -82,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = OneLineParser("Tokens a second of SmolLM2-135M with several prompts at a time.")
     parser.add_argument("--rows", type=int_at_least(1), nargs="+", default=[1, 2, 4, 8, 16, 32, 64], help="prompts at a time")
     parser.add_argument("--new_tokens", type=int_at_least(3), default=16, help="tokens that each row writes")
-    parser.add_argument("--rounds", type=int_at_least(1), default=3, help="runs of each batch size, of which the fastest counts")
+    parser.add_argument("--rounds", type=int_at_least(1), default=3, help="runs of each batch size, of which the fastest step counts")
     parser.add_argument("--dtype", choices=BENCHMARK_DTYPES, default="fp32", help="number type of the weights")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")

@@ -100,6 +100,14 @@ def test_only_new_tokens_are_read(passes):
     assert first <= same and passes[0] == len(ids) - same == conversation.speed.prompt_tokens and conversation.speed.reused == same
 
 
+def test_the_same_question_after_forgetting_costs_one_token(passes):
+    conversation = Conversation(tiny(), Letters(), max_new_tokens=8)
+    first = list(conversation.ask("hello"))
+    conversation.forget()
+    passes.clear()
+    assert list(conversation.ask("hello")) == first and passes == [1] * 8 and conversation.speed.prompt_tokens == 1
+
+
 def test_a_turn_that_ended_by_itself_is_not_read_again(passes):
     script = iter([5, 6, 1, 7, 1])
     conversation = Conversation(tiny(), Letters(), lambda logits, ids: torch.tensor([[next(script)]]), max_new_tokens=8)
@@ -169,6 +177,11 @@ def test_stop_texts_end_the_answer_however_it_is_cut(seed):
         size = draws.randrange(4)
         pieces, rest = [*pieces, rest[:size]], rest[size:]
     assert "".join(until_stop(pieces, stops)) == expected
+
+
+@pytest.mark.parametrize("pieces", [["xabcd"], list("xabcd"), ["xab", "cd"]])
+def test_the_stop_text_that_is_complete_first_counts(pieces):
+    assert "".join(until_stop(pieces, ["abcd", "bc"])) == "xa" and "".join(until_stop(pieces, ["c", "abc"])) == "x"
 
 
 def test_text_that_cannot_be_a_stop_text_comes_at_once():

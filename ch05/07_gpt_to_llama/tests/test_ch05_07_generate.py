@@ -203,7 +203,7 @@ def test_a_batch_gives_each_prompt_what_it_gets_alone(model_class):
 
 def test_left_pad_keeps_the_prompts_and_refuses_an_empty_one():
     ids, mask = left_pad([[5, 6, 7], [8]])
-    assert ids[0].tolist() == [5, 6, 7] and ids[1, 2] == 8 and mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+    assert ids.tolist() == [[5, 6, 7], [8, 8, 8]] and mask.tolist() == [[1, 1, 1], [0, 0, 1]]
     for prompts in ([], [[]], [[1], []]):
         with pytest.raises(ValueError, match="at least one token"):
             left_pad(prompts)
