@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from gemma3 import load_gemma3
-from gemma3_reference import hugging_face_with
+from gemma3_reference import hugging_face_twin
 from gemma3_weights import GemmaNames
 from gemma_files import find_gemma3
 from llama import (
@@ -38,7 +38,8 @@ def measure_gemma3(dtype_name: str, rows: int, prompt_tokens: int, new_tokens: i
     dtype, path = BENCHMARK_DTYPES[dtype_name], find_gemma3()
     ours, tokenizer = load_gemma3(dtype)
     _, tensors = read_gguf(path)
-    twin = hugging_face_with(GemmaNames(tensors)).to(dtype)
+    names = GemmaNames(tensors)
+    twin = hugging_face_twin(ours.cfg, {name: names[name] for name in names}, attention="sdpa").to(dtype)
     idx = torch.tensor([tokenizer.encode(BENCHMARK_TEXT * prompt_tokens)[:prompt_tokens]]).repeat(rows, 1)  # (rows, prompt_tokens)
     programs = {"ours": our_program(ours, new_tokens), "Hugging Face": hugging_face_program(twin, new_tokens)}
     read_bytes = dict.fromkeys(programs, weight_bytes(ours))
