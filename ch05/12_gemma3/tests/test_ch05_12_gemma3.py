@@ -96,6 +96,19 @@ def test_a_padded_row_equals_the_row_alone(new_cache):
         rows, mask = list(ids.split(1)), torch.cat([mask, torch.ones(3, 1, dtype=torch.long)], dim=1)
 
 
+@torch.no_grad()
+def test_positions_count_tokens_and_not_padding(monkeypatch):
+    """Scores depend on distances only, so a wrong start would show nowhere else."""
+    model, cache, positions = tiny(), KVCache(4), []
+    lookup = Gemma3Model.ropes_at
+    monkeypatch.setattr(Gemma3Model, "ropes_at", lambda self, position, n: positions.append(position) or lookup(self, position, n))
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    model(torch.zeros(2, 4, dtype=torch.long), cache, mask[:, :4])
+    model(torch.zeros(2, 1, dtype=torch.long), cache, mask)
+    model(torch.zeros(1, 3, dtype=torch.long))
+    assert positions[0].tolist() == [-2, 0] and positions[1].tolist() == [2, 4] and positions[2] == 0
+
+
 @CACHES
 @torch.no_grad()
 def test_rows_can_be_reordered_in_the_middle_of_a_text(new_cache):
