@@ -1,4 +1,4 @@
-"""Diagrams of standalone-llama32.ipynb; each function returns a matplotlib figure."""
+"""Diagrams of standalone-llama32.ipynb and quantization.ipynb; each function returns a matplotlib figure."""
 
 import matplotlib.pyplot as plt
 from drawing import SOFT, canvas

@@ -6,8 +6,8 @@ import torch
 from gemma3_weights import gemma_parameters
 
 
-def hf_config(cfg):
-    """A configuration of ours as a Gemma3TextConfig."""
+def hf_config(cfg, attention="eager"):
+    """A configuration of ours as a Gemma3TextConfig; attention: "eager", step by step, or "sdpa", fused and faster."""
     from transformers import Gemma3TextConfig
 
     full = {"rope_type": "default", "rope_theta": cfg["rope_base"]}
@@ -17,7 +17,7 @@ def hf_config(cfg):
         vocab_size=cfg["vocab_size"], hidden_size=cfg["emb_dim"], intermediate_size=cfg["hidden_dim"], num_hidden_layers=cfg["n_layers"],
         num_attention_heads=cfg["n_heads"], num_key_value_heads=cfg["n_kv_groups"], head_dim=cfg["head_dim"],
         max_position_embeddings=cfg["context_length"], rms_norm_eps=1e-6, sliding_window=cfg["sliding_window"],
-        layer_types=list(cfg["layer_types"]), query_pre_attn_scalar=cfg["query_pre_attn_scalar"], attn_implementation="eager",
+        layer_types=list(cfg["layer_types"]), query_pre_attn_scalar=cfg["query_pre_attn_scalar"], attn_implementation=attention,
         rope_parameters={"full_attention": full, "sliding_attention": {"rope_type": "default", "rope_theta": cfg["rope_local_base"]}},
         tie_word_embeddings=True,
     )
@@ -31,9 +31,9 @@ def gemma3_class():
     return Gemma3ForCausalLM
 
 
-def hugging_face_twin(cfg, params):
+def hugging_face_twin(cfg, params, attention="eager"):
     """Gemma3ForCausalLM in eval mode around the tensors of `params` (Hugging Face's name -> tensor), which are not copied."""
-    reference_class, config = gemma3_class(), hf_config(cfg)
+    reference_class, config = gemma3_class(), hf_config(cfg, attention)
     with torch.device("meta"):
         twin = reference_class(config)
     params = {name: params[name] for name in params}

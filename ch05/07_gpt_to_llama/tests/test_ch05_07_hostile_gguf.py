@@ -88,7 +88,7 @@ HOSTILE = {
 }
 
 
-def refusal(path, pattern: str) -> None:
+def assert_refused(path, pattern: str) -> None:
     """Reading fails with one line that matches and names the file, within the limits."""
     tracemalloc.start()
     start = time.perf_counter()
@@ -107,7 +107,7 @@ def refusal(path, pattern: str) -> None:
 def test_hostile_files_end_in_one_line(tmp_path, name):
     data, pattern = HOSTILE[name]
     (tmp_path / "hostile.gguf").write_bytes(data)
-    refusal(tmp_path / "hostile.gguf", pattern)
+    assert_refused(tmp_path / "hostile.gguf", pattern)
 
 
 def test_the_hand_made_files_are_right_where_nothing_is_wrong(tmp_path):

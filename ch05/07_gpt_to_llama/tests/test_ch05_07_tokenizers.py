@@ -103,6 +103,18 @@ def test_half_a_description_is_refused(metadata):
             SmolLM2Tokenizer({key: value for key, value in metadata.items() if key != f"tokenizer.ggml.{name}"})
 
 
+@pytest.mark.parametrize("name, value, message", [
+    ("tokens", 5, "no list"), ("tokens", "abc", "no list"), ("tokens", ["a"], "a type for each"), ("tokens", [1] * 49_152, "no text"),
+    ("merges", {}, "no list of merges"), ("merges", [7], "no text"), ("token_type", [3], "a type for each"),
+    ("eos_token_id", 49_152, "49152"),
+    ("unknown_token_id", -1, "control tokens outside"), ("bos_token_id", "1", "control tokens outside"), ("eos_token_id", True, "outside"),
+])
+def test_a_damaged_description_is_refused_in_one_line(metadata, name, value, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        SmolLM2Tokenizer({**metadata, f"tokenizer.ggml.{name}": value})
+    assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) < 300
+
+
 # ---- Llama 3 ----
 
 TOKENS = [bytes([byte]) for byte in range(256)] + [b"he", b"ll", b" w"]

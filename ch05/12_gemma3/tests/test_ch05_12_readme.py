@@ -33,7 +33,9 @@ def test_every_command_runs(command, tmp_path, monkeypatch, capsys):
     except SystemExit as stop:
         code = stop.code or 0
     shown = capsys.readouterr()
-    expected = {"gemma3_layer_debugger.py": (0, "all agree"), "gemma_files.py": (0, "Terms of Use"), "exercise_checks.py": (1, "not right yet")}
+    expected = {
+        "gemma3_layer_debugger.py": (0, "all agree"), "gemma_files.py": (0, "Terms of Use"), "exercise_checks.py": (1, "not right yet"),
+    }
     assert code == expected[Path(script).name][0] and expected[Path(script).name][1] in shown.out + shown.err
 
 
