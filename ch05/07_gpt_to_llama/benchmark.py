@@ -1,6 +1,6 @@
 """How fast SmolLM2 reads and writes here: this folder's code, Hugging Face's `generate`, llama.cpp, and the machine's limit.
 
-    python benchmark.py                                      # five minutes on two cores
+    python benchmark.py                                      # three minutes on two cores
     python benchmark.py --dtypes fp32 --rows 1 --rounds 1
     python benchmark.py --json benchmark.json --readme README.md
 
@@ -64,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Speed of SmolLM2-135M on this machine, beside other programs.", allow_abbrev=False)
     parser.add_argument("--dtypes", nargs="+", choices=BENCHMARK_DTYPES, default=list(BENCHMARK_DTYPES), help="default: fp32 bf16")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 64], help="texts at a time (default: 1 64)")
-    parser.add_argument("--prompt_tokens", type=int, default=128, help="length of the prompt (default: %(default)s)")
+    parser.add_argument("--prompt_tokens", type=int, default=64, help="length of the prompt (default: %(default)s)")
     parser.add_argument("--new_tokens", type=int, default=48, help="tokens to write (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="how often the programs take turns (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")

