@@ -48,7 +48,7 @@ def measure(dtype_name: str, rows: int, prompt_tokens: int, new_tokens: int, rou
     """One comparison: with one row also the model to read and llama.cpp, with more only our fast model and Hugging Face's."""
     dtype = BENCHMARK_DTYPES[dtype_name]
     fast, tokenizer = load_smollm2(dtype)
-    idx = torch.tensor([tokenizer.encode(BENCHMARK_TEXT * prompt_tokens)[:prompt_tokens]]).repeat(rows, 1)  # (rows, prompt_tokens)
+    idx = torch.tensor([tokenizer.encode(BENCHMARK_TEXT * prompt_tokens)[:prompt_tokens]]).repeat(rows, 1)
     programs = {"ours, packed": our_program(fast, new_tokens), "Hugging Face": hugging_face_program(smollm2_twin(dtype), new_tokens)}
     read_bytes = dict.fromkeys(programs, weight_bytes(fast))
     if rows == 1:

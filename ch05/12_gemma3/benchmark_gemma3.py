@@ -40,7 +40,7 @@ def measure_gemma3(dtype_name: str, rows: int, prompt_tokens: int, new_tokens: i
     _, tensors = read_gguf(path)
     names = GemmaNames(tensors)
     twin = hugging_face_twin(ours.cfg, {name: names[name] for name in names}, attention="sdpa").to(dtype)
-    idx = torch.tensor([tokenizer.encode(BENCHMARK_TEXT * prompt_tokens)[:prompt_tokens]]).repeat(rows, 1)  # (rows, prompt_tokens)
+    idx = torch.tensor([tokenizer.encode(BENCHMARK_TEXT * prompt_tokens)[:prompt_tokens]]).repeat(rows, 1)
     programs = {"ours": our_program(ours, new_tokens), "Hugging Face": hugging_face_program(twin, new_tokens)}
     read_bytes = dict.fromkeys(programs, weight_bytes(ours))
     if rows == 1 and dtype_name == "fp32" and (program := llama_cpp_program(path, new_tokens, prompt_tokens + new_tokens)):
