@@ -420,6 +420,12 @@ def check_token_ids(token_ids: torch.Tensor, vocab_size: int, context_length: in
         raise ValueError(f"token ids {int(token_ids.min())} to {int(token_ids.max())} leave the vocabulary 0 to {vocab_size - 1}")
 
 
+def tie_weights(model: nn.Module) -> nn.Module:
+    """Make the output head use the token embedding's own weight, one tensor for both, and return the model. Section 4.6."""
+    model.out_head.weight = model.tok_emb.weight  # (vocab_size, emb_dim)
+    return model
+
+
 def generate_text_simple(model: nn.Module, idx: torch.Tensor, max_new_tokens: int, context_size: int) -> torch.Tensor:
     """Append the likeliest next token max_new_tokens times: (b, num_tokens) -> (b, num_tokens + max_new_tokens).
 

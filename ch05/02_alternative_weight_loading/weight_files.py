@@ -123,7 +123,7 @@ def write_weights(state_dict: dict, path: str | Path, file_format: str) -> Path:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return twelve hexadecimal digits of the SHA-256 of all names and numbers: equal for equal models only, as good as surely."""
+    """Return twelve hexadecimal digits of the SHA-256 of all names and numbers; models that differ practically never share one."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())

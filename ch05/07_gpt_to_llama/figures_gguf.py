@@ -83,3 +83,33 @@ def query_groups(num_heads: int = 9, num_kv_groups: int = 3) -> plt.Figure:
         left = 1.2 + width * group * group_size
         cell(ax, left + 0.3, 0.2, width * group_size - 0.6, 0.4, f"group {group}", colors[group % 4])
     return fig
+
+
+def super_block() -> plt.Figure:
+    """The 144 bytes of a Q4_K super-block (not to scale), and how one weight comes out of them."""
+    fig, ax = canvas(6.6, 3.1)
+    parts = [(0.62, "scale", "orange", "2 bytes"), (0.85, "minimum", "orange", "2 bytes"), (1.45, "8 + 8 small", "green", "12 bytes")]
+    x = 0.2
+    for width, name, color, size in parts:
+        cell(ax, x, 2.2, width, 0.45, name, color)
+        ax.text(x + width / 2, 2.75, size, ha="center", fontsize=9.5)
+        x += width
+    for group in range(8):
+        cell(ax, x + 0.41 * group, 2.2, 0.41, 0.45, str(group), "blue", 9)
+    ax.text(x + 1.64, 2.75, "128 bytes: 8 groups of 32 weights, 4 bits each", ha="center", fontsize=9.5)
+    ax.text(0.2, 1.8, "2 + 2 + 12 + 128 = 144 bytes for 256 weights: 144 x 8 / 256 = 4.5 bits a weight", fontsize=9.5)
+    ax.text(0.2, 1.35, "One weight of group 5:", fontsize=9.5)
+    pieces = [
+        (0.62, "scale", "orange"), (0.3, "x", None), (0.95, "small scale", "green"), (0.3, "x", None), (0.35, "q", "blue"),
+        (0.35, "-", None), (0.85, "minimum", "orange"), (0.3, "x", None), (1.25, "small minimum", "green"),
+    ]
+    x = 0.2
+    for width, name, color in pieces:
+        if color is None:
+            ax.text(x + width / 2, 0.97, name, ha="center", va="center", fontsize=10.5)
+        else:
+            cell(ax, x, 0.75, width, 0.45, name, color)
+        x += width
+    ax.text(0.2, 0.42, "orange: float16, one for all 256 weights     green: 6 bits, one for each group", fontsize=9.5)
+    ax.text(0.2, 0.15, "blue: 4 bits, one for each weight", fontsize=9.5)
+    return fig

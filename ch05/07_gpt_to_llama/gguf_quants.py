@@ -183,13 +183,15 @@ OTHER_TYPES = {
 def bytes_of_tensor(number: int, shape) -> int:
     """Bytes that a tensor of a type and shape (rows last but one, as in PyTorch) takes in the file.
 
-    ValueError names a type that is unknown here, or a row length that is no multiple of the block.
+    ValueError names a type that is unknown here, an empty tensor, or a row length that is no multiple of the block.
     """
     if number not in TENSOR_TYPES:
         known = ", ".join(name for name, _, _ in TENSOR_TYPES.values())
         named = f"{number} ({OTHER_TYPES[number]})" if number in OTHER_TYPES else str(number)
         raise ValueError(f"has the unknown type {named}; known here: {known}")
     name, per_block, block_bytes = TENSOR_TYPES[number]
+    if 0 in shape:
+        raise ValueError(f"has the shape {shape}, so it is empty")
     row = shape[-1] if shape else 1
     if row % per_block:
         raise ValueError(f"has rows of {row:,} weights, which {name} cannot store in blocks of {per_block}")

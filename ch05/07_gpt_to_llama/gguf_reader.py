@@ -10,14 +10,14 @@ specification in the documentation of ggml (docs/gguf.md); the results are teste
 
 import argparse
 import importlib.util
-import struct
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from gguf_quants import (  # noqa: F401  offered from here: reading a file and undoing its blocks belong together
+from gguf_llama import HuggingFaceNames, config_from_gguf, permute_back  # noqa: F401  offered from here, like the next two
+from gguf_quants import (  # noqa: F401
     DEQUANTIZE,
     TENSOR_TYPES,
     bytes_of_tensor,
@@ -33,43 +33,65 @@ from gguf_quants import (  # noqa: F401  offered from here: reading a file and u
     dequantize_q6_k,
     dequantize_q8_0,
 )
-from smollm2_tokenizer import SmolLM2Tokenizer  # noqa: F401  offered from here: file and tokenizer belong together
+from smollm2_tokenizer import SmolLM2Tokenizer  # noqa: F401
 
-SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+SCALARS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
 STRING, ARRAY = 8, 9
+MAX_DIMENSIONS, MAX_NAME = 4, 256
 
 
 class Cursor:
-    """Reads values one after the other from the start of a file's bytes."""
+    """Reads values one after the other from the start of a file's bytes, and never believes a length before it is checked."""
 
     def __init__(self, data, path):
-        self.data, self.path, self.position = data, path, 0
+        self.data, self.path, self.position = memoryview(data), path, 0
 
-    def take(self, count: int) -> bytes:
+    def take(self, count: int) -> memoryview:
         """The next `count` bytes; ValueError if the file ends before."""
-        if self.position + count > len(self.data):
+        if count > len(self.data) - self.position:
             raise ValueError(f"{self.path} is truncated: it ends after {len(self.data):,} bytes, inside its description")
         self.position += count
-        return self.data[self.position - count : self.position].tobytes()
+        return self.data[self.position - count : self.position]
 
-    def scalar(self, kind: int):
-        """One number or truth value of a metadata type."""
-        return struct.unpack(SCALARS[kind], self.take(struct.calcsize(SCALARS[kind])))[0]
-
-    def string(self) -> str:
-        """A length (8 bytes), then that many bytes of UTF-8."""
-        return self.take(self.scalar(10)).decode("utf-8")
-
-    def value(self, kind: int):
-        """A metadata value: a string, a list, or a scalar."""
-        if kind == STRING:
-            return self.string()
-        if kind == ARRAY:
-            inner, length = self.scalar(4), self.scalar(10)
-            return [self.value(inner) for _ in range(length)]
+    def scalars(self, kind: int, count: int) -> list:
+        """`count` numbers or truth values of a metadata type."""
         if kind not in SCALARS:
             raise ValueError(f"{self.path}: metadata of unknown type {kind}")
-        return self.scalar(kind)
+        dtype = np.dtype(SCALARS[kind])
+        return np.frombuffer(self.take(count * dtype.itemsize), dtype=dtype).tolist()
+
+    def scalar(self, kind: int):
+        """One number or truth value."""
+        return self.scalars(kind, 1)[0]
+
+    def strings(self, count: int) -> list[str]:
+        """`count` times a length (8 bytes), then that many bytes of UTF-8; one tight loop, since vocabularies are long."""
+        texts = []
+        try:
+            for _ in range(count):
+                texts.append(str(self.take(int.from_bytes(self.take(8), "little")), "utf-8"))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.path}: the text that ends at byte {self.position:,} is not UTF-8") from error
+        return texts
+
+    def name(self, what: str, taken) -> str:
+        """The name of a metadata entry or tensor; ValueError if it was there before or cannot be printed."""
+        name = self.strings(1)[0]
+        if not name.isprintable() or len(name) > MAX_NAME:
+            raise ValueError(f"{self.path}: the name of a {what} is {len(name):,} characters long or not printable: {name[:40]!r}")
+        if name in taken:
+            raise ValueError(f"{self.path}: two entries of the {what} list are called {name}")
+        return name
+
+    def value(self):
+        """A metadata value after its type: a string, a list of strings or scalars, or a scalar."""
+        kind, length = self.scalar(4), None
+        if kind == ARRAY:
+            kind, length = self.scalar(4), self.scalar(10)
+        if kind == ARRAY:
+            raise ValueError(f"{self.path}: metadata with lists inside lists, which no model here needs")
+        values = self.strings(1 if length is None else length) if kind == STRING else self.scalars(kind, 1 if length is None else length)
+        return values[0] if length is None else values
 
 
 class Tensors(Mapping):
@@ -98,8 +120,9 @@ def read_gguf(path):
     """Open a GGUF file (version 2 or 3); returns (metadata, tensors).
 
     metadata: dict, such as {"llama.block_count": 30, ...}; tensors: a `Tensors` mapping from name to a float32 tensor whose
-    shape is in PyTorch's order (rows, columns), the reverse of the file's. Raises FileNotFoundError, and ValueError for a
-    file that is not GGUF, is truncated, or holds a type that is unknown here.
+    shape is in PyTorch's order (rows, columns), the reverse of the file's. Raises FileNotFoundError, and ValueError in one
+    line for a file that is not GGUF, is truncated or damaged, or holds a type that is unknown here; nothing is allocated
+    for a length that the file does not hold.
     """
     path = Path(path)
     if not path.is_file():
@@ -108,80 +131,49 @@ def read_gguf(path):
     cursor = Cursor(data, path)
     if len(data) < 4 or cursor.take(4) != b"GGUF":
         raise ValueError(f"{path} is not a GGUF file (its first four bytes are not 'GGUF')")
-    version, num_tensors, num_entries = cursor.scalar(4), cursor.scalar(10), cursor.scalar(10)
+    version = cursor.scalar(4)
     if version not in (2, 3):
-        raise ValueError(f"{path}: GGUF version {version}; versions 2 and 3 are known here")
+        found = "a file for big-endian machines" if version in (2 << 24, 3 << 24) else f"GGUF version {version}"
+        raise ValueError(f"{path}: {found}; versions 2 and 3, little-endian, are known here")
+    num_tensors, num_entries = cursor.scalars(10, 2)
     metadata = {}
     for _ in range(num_entries):
-        key = cursor.string()
-        metadata[key] = cursor.value(cursor.scalar(4))
-    described = []
+        key = cursor.name("metadata", metadata)
+        metadata[key] = cursor.value()
+    described = {}
     for _ in range(num_tensors):
-        name = cursor.string()
-        shape = tuple(reversed([cursor.scalar(10) for _ in range(cursor.scalar(4))]))
-        described.append((name, shape, cursor.scalar(4), cursor.scalar(10)))
+        name = cursor.name("tensor", described)
+        num_dimensions = cursor.scalar(4)
+        if not 1 <= num_dimensions <= MAX_DIMENSIONS:
+            raise ValueError(f"{path}: tensor {name} has {num_dimensions:,} dimensions; 1 to {MAX_DIMENSIONS} are possible")
+        shape = tuple(reversed(cursor.scalars(10, num_dimensions)))
+        described[name] = (shape, cursor.scalar(4), cursor.scalar(10))
     alignment = metadata.get("general.alignment", 32)
+    if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
+        raise ValueError(f"{path}: general.alignment is {repr(alignment)[:40]}; a power of two is needed")
     first = -(-cursor.position // alignment) * alignment  # the weights begin at the next multiple
-    return metadata, Tensors(data, tensor_table(described, first, len(data), path))
+    return metadata, Tensors(data, tensor_table(described, first, alignment, len(data), path))
 
 
-def tensor_table(described, first: int, file_size: int, path) -> dict:
-    """Check each tensor's type and place; returns name -> (type name, shape, first byte, number of bytes)."""
+def tensor_table(described, first: int, alignment: int, file_size: int, path) -> dict:
+    """Check each tensor's type, shape and place; returns name -> (type name, shape, first byte, number of bytes)."""
     table = {}
-    for name, shape, number, offset in described:
+    for name, (shape, number, offset) in described.items():
         try:
             size = bytes_of_tensor(number, shape)
         except ValueError as error:
             raise ValueError(f"{path}: tensor {name} {error}") from error
+        if offset % alignment:
+            raise ValueError(f"{path}: tensor {name} begins at byte {offset:,} of the weights, which is no multiple of {alignment}")
         if first + offset + size > file_size:
             raise ValueError(f"{path} is truncated: tensor {name} ends at byte {first + offset + size:,} of {file_size:,}")
         table[name] = (TENSOR_TYPES[number][0], shape, first + offset, size)
+    end, before = first, None
+    for name, (_, _, start, size) in sorted(table.items(), key=lambda entry: entry[1][2]):
+        if start < end:
+            raise ValueError(f"{path}: tensors {before} and {name} share bytes")
+        end, before = start + size, name
     return table
-
-
-def permute_back(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """Undo the row order that GGUF gives to query and key weights: pairs side by side -> the halves of a head.
-
-    weight: (num_heads * head_dim, d_in). The file keeps the two partners of a rotation in neighboring rows 2i and 2i + 1;
-    this course's RoPE pairs row i with row i + head_dim / 2.
-    """
-    rows, d_in = weight.shape
-    pairs = weight.reshape(num_heads, rows // num_heads // 2, 2, d_in)  # (num_heads, half, 2, d_in)
-    return pairs.transpose(1, 2).reshape(rows, d_in)
-
-
-class HuggingFaceNames(Mapping):
-    """The tensors of a Llama GGUF file under Hugging Face's names, queries and keys in the split-half order."""
-
-    PARTS = {
-        "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
-        "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
-        "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
-    }
-    TOP = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight", "output.weight": "lm_head.weight"}
-
-    def __init__(self, metadata, tensors):
-        self.tensors = tensors
-        self.heads = {"attn_q": metadata["llama.attention.head_count"], "attn_k": metadata["llama.attention.head_count_kv"]}
-        self.source = {self.rename(name): name for name in tensors}
-
-    def rename(self, name):
-        """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight"""
-        if name in self.TOP:
-            return self.TOP[name]
-        _, layer, part, kind = name.split(".")
-        return f"model.layers.{layer}.{self.PARTS[part]}.{kind}"
-
-    def __getitem__(self, name):
-        source = self.source[name]
-        tensor, part = self.tensors[source], source.split(".")[-2]
-        return permute_back(tensor, self.heads[part]) if part in self.heads else tensor
-
-    def __iter__(self):
-        return iter(self.source)
-
-    def __len__(self):
-        return len(self.source)
 
 
 def find_smollm2() -> Path:

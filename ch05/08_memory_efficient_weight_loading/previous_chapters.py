@@ -269,3 +269,9 @@ def check_token_ids(token_ids: torch.Tensor, vocab_size: int, context_length: in
         raise ValueError(f"{token_ids.shape[1]} tokens are more than the context_length {context_length}")
     if token_ids.device.type != "meta" and not 0 <= int(token_ids.min()) <= int(token_ids.max()) < vocab_size:
         raise ValueError(f"token ids {int(token_ids.min())} to {int(token_ids.max())} leave the vocabulary 0 to {vocab_size - 1}")
+
+
+def tie_weights(model: nn.Module) -> nn.Module:
+    """Make the output head use the token embedding's own weight, one tensor for both, and return the model. Section 4.6."""
+    model.out_head.weight = model.tok_emb.weight  # (vocab_size, emb_dim)
+    return model

@@ -1,16 +1,12 @@
-"""Six ways to bring saved weights into a GPT, from the plain one to those that need hardly more memory than the weights.
+"""Seven ways to bring saved weights into a GPT, from the plain one to those that need hardly more memory than the weights.
 
-Each way is a function of a folder with `gpt-config.json` and `model.pth` (or `model_parameters/`, one file for each tensor)
-that returns the loaded model in eval mode; `plain_init` loads nothing and is there to compare with. The notebook
-memory-efficient-state-dict.ipynb builds and measures them.
+Each way is a function of a folder with `gpt-config.json` and `model.pth` (or `model_parameters/`, one file for each tensor, or
+safetensors files with an index) that returns the loaded model in eval mode; `plain_init` loads nothing and is there to compare
+with. The notebook memory-efficient-state-dict.ipynb builds and measures them.
 
 Run it:  python weight_loading.py --n_layers 4
 """
 
-import inspect
-import json
-import pickle
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -18,70 +14,62 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 from memory_tools import MeasuringFailed, measure
-from previous_chapters import GPTModel, MultiHeadAttention, OneLineParser, int_at_least, pick_device
+from model_files import (
+    ShapesOnly,
+    check_pytorch,
+    check_state_dict,
+    load_weights,
+    map_tensors,
+    own_tensors,
+    read_config,
+    save_model,
+    save_shards,
+    shape_only,
+    shard_files,
+    with_second_names,
+)
+from previous_chapters import GPTModel, MultiHeadAttention, OneLineParser, int_at_least, pick_device, tie_weights
 
-# ---- files ----------------------------------------------------------------------------------------------------------
+# ---- models without numbers -----------------------------------------------------------------------------------------
 
-def save_model(model: nn.Module, cfg: dict, folder: str | Path) -> None:
-    """Write the configuration and the state dict into a folder. Raises OSError if the disk has no room. Section 1."""
-    needed = sum(tensor.nbytes for tensor in model.state_dict().values())
-    free = shutil.disk_usage(folder).free
-    if free < needed + 2**20:
-        raise OSError(f"the weights take {needed:,} bytes, but {folder} has only {free:,} left")
-    (Path(folder) / "gpt-config.json").write_text(json.dumps(cfg), encoding="utf-8")
-    torch.save(model.state_dict(), Path(folder) / "model.pth")
-
-
-def read_config(folder: str | Path) -> dict:
-    """Return the configuration that `save_model` wrote. Raises FileNotFoundError, or ValueError if it is not JSON. Section 1."""
-    path = Path(folder) / "gpt-config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: write it and the weights with save_model")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise ValueError(f"{path} is damaged: it is not JSON") from None
-
-
-def check_pytorch() -> None:
-    """Raise RuntimeError if this PyTorch is too old for mapped files and for taking tensors over. Section 6."""
-    arguments = [*inspect.signature(torch.load).parameters, *inspect.signature(nn.Module.load_state_dict).parameters]
-    if "mmap" not in arguments or "assign" not in arguments:
-        raise RuntimeError(f"mmap and assign need PyTorch 2.1 or newer, this is {torch.__version__}: use load_individual_weights")
+def new_model(cfg: dict) -> nn.Module:
+    """Return a GPTModel; with cfg["tied"], head and embedding are one tensor, as in GPT-2. Section 2."""
+    model = GPTModel(cfg)
+    return tie_weights(model) if cfg.get("tied") else model
 
 
-def load_weights(path: str | Path, device: str | torch.device = "cpu", mmap: bool = False):
-    """torch.load for weights, every damage as one line: FileNotFoundError, or ValueError for a truncated file. Section 3."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} does not exist")
-    try:
-        return torch.load(path, map_location=device, weights_only=True, **({"mmap": True} if mmap else {}))
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-        if isinstance(error, torch.cuda.OutOfMemoryError) or "allocate" in str(error):
-            raise  # the file is good, the memory too small
-        raise ValueError(f"{path} is truncated or damaged: write or download it again") from None
+def model_on_meta(folder: str | Path = ".") -> nn.Module:
+    """Return the model with shapes and no numbers: it takes no memory and no time for random draws. Section 5."""
+    with torch.device("meta"), ShapesOnly():
+        return new_model(read_config(folder))
 
 
-def check_state_dict(model: nn.Module, state_dict: dict) -> None:
-    """Raise ValueError, with one line, if names or shapes of the weights are not those of the model. Section 3."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    given = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in state_dict.items()}  # a checkpoint holds more than tensors
-    for name in sorted(wanted.keys() | given.keys()):
-        if wanted.get(name) != given.get(name):
-            raise ValueError(f"{name}: the model has {wanted.get(name, 'none')}, the file {given.get(name, 'none')}")
+def rebuild_buffers(model: nn.Module) -> nn.Module:
+    """Make the causal masks anew, on the device of the weights: no file holds them (they are not persistent). Section 5."""
+    for module in model.modules():
+        if isinstance(module, MultiHeadAttention):
+            ones = torch.ones_like(module.mask, device=module.W_query.weight.device)
+            module.mask = ones.triu(diagonal=1)
+    return model
+
+
+def repair(model: nn.Module, folder: str | Path = ".") -> nn.Module:
+    """Give a model that began on meta what no file holds: its masks, and one tensor where two names share one. Section 5."""
+    rebuild_buffers(model)
+    return tie_weights(model) if read_config(folder).get("tied") else model
 
 
 # ---- the ways -------------------------------------------------------------------------------------------------------
 
 def plain_init(folder: str | Path = ".", device: str | torch.device = "cpu") -> nn.Module:
     """Random weights, no file: what the model alone costs. Section 2."""
-    model = GPTModel(read_config(folder))
+    model = new_model(read_config(folder))
     return model.to(device).eval()
 
 
 def baseline(folder: str | Path = ".", device: str | torch.device = "cpu") -> nn.Module:
     """The way of chapter 5: build the model, read the state dict onto the same device, copy. Two full sets. Section 3."""
-    model = GPTModel(read_config(folder)).to(device)
+    model = new_model(read_config(folder)).to(device)
     state_dict = load_weights(Path(folder) / "model.pth", device)
     check_state_dict(model, state_dict)
     model.load_state_dict(state_dict)
@@ -96,39 +84,22 @@ def load_on_cpu_then_move(folder: str | Path = ".", device: str | torch.device =
 
 def load_sequentially(folder: str | Path = ".", device: str | torch.device = "cpu") -> nn.Module:
     """The model on the device, the state dict on the CPU, copied tensor by tensor. Section 4."""
-    model = GPTModel(read_config(folder)).to(device)
+    model = new_model(read_config(folder)).to(device)
     state_dict = load_weights(Path(folder) / "model.pth", "cpu")
     check_state_dict(model, state_dict)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(state_dict[name])
+    for name, tensor in model.state_dict().items():
+        tensor.copy_(state_dict[name])
     return model.eval()
-
-
-def model_on_meta(folder: str | Path = ".") -> nn.Module:
-    """Return the model with shapes and no numbers: it takes no memory and no time for random draws. Section 5."""
-    with torch.device("meta"):
-        return GPTModel(read_config(folder))
-
-
-def rebuild_buffers(model: nn.Module) -> nn.Module:
-    """Make the causal masks anew, on the device of the weights: no file holds them (they are not persistent). Section 5."""
-    for module in model.modules():
-        if isinstance(module, MultiHeadAttention):
-            ones = torch.ones_like(module.mask, device=module.W_query.weight.device)
-            module.mask = ones.triu(diagonal=1)
-    return model
 
 
 def load_sequentially_with_meta(folder: str | Path = ".", device: str | torch.device = "cpu") -> nn.Module:
     """Empty tensors straight on the device, then the state dict on that device too, tensor by tensor. Section 5."""
-    model = model_on_meta(folder).to_empty(device=device)
+    model = repair(model_on_meta(folder).to_empty(device=device), folder)
     state_dict = load_weights(Path(folder) / "model.pth", device)
     check_state_dict(model, state_dict)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(state_dict[name])
-    return rebuild_buffers(model).eval()
+    for name, tensor in model.state_dict().items():
+        tensor.copy_(state_dict[name])
+    return model.eval()
 
 
 def best_practices(folder: str | Path = ".", device: str | torch.device = "cpu") -> nn.Module:
@@ -138,31 +109,41 @@ def best_practices(folder: str | Path = ".", device: str | torch.device = "cpu")
     state_dict = load_weights(Path(folder) / "model.pth", "cpu", mmap=True)
     check_state_dict(model, state_dict)
     model.load_state_dict(state_dict, assign=True)
-    return rebuild_buffers(model).to(device).eval()
+    return repair(model, folder).to(device).eval()
 
 
 def save_individual_weights(model: nn.Module, folder: str | Path = ".") -> None:
-    """Write each tensor of the state dict into a file of its own, model_parameters/NAME.pt. Section 7."""
+    """Write each tensor of the model into a file of its own, model_parameters/NAME.pt. Section 7."""
     target = Path(folder) / "model_parameters"
     target.mkdir(exist_ok=True)
-    for name, tensor in model.state_dict().items():
+    for name, tensor in own_tensors(model).items():
         torch.save(tensor, target / f"{name}.pt")
 
 
 def load_individual_weights(folder: str | Path = ".", device: str | torch.device = "cpu") -> nn.Module:
     """Empty tensors on the device, filled from one small file after the other: one set and one tensor. Section 7."""
-    model = model_on_meta(folder).to_empty(device=device)
     files = Path(folder) / "model_parameters"
-    unused = {path.stem for path in files.glob("*.pt")} - set(model.state_dict())
+    model = repair(model_on_meta(folder).to_empty(device=device), folder)
+    tensors = own_tensors(model)
+    unused = {path.stem for path in files.glob("*.pt")} - tensors.keys()
     if unused:
         raise ValueError(f"{min(unused)}: the model has none, but {files} holds a file")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            tensor = load_weights(files / f"{name}.pt", "cpu")
-            if tensor.shape != parameter.shape:  # copy_ would stretch a smaller tensor without a word
-                raise ValueError(f"{name}: the model has {tuple(parameter.shape)}, the file {tuple(tensor.shape)}")
-            parameter.copy_(tensor)
-    return rebuild_buffers(model).eval()
+    shapes = {name: shape_only(files / f"{name}.pt") for name in tensors}  # all files are checked before the first copy
+    check_state_dict(model, with_second_names(model, shapes))
+    for name, tensor in tensors.items():
+        tensor.copy_(load_weights(files / f"{name}.pt", "cpu"))
+    return model.eval()
+
+
+def load_shards(folder: str | Path = ".", device: str | torch.device = "cpu") -> nn.Module:
+    """The form of published models: safetensors files with an index, mapped one after the other and taken over. Section 8."""
+    model, tensors = model_on_meta(folder), {}
+    for path in shard_files(folder):
+        tensors |= map_tensors(path, device)
+    tensors = with_second_names(model, tensors)
+    check_state_dict(model, tensors)
+    model.load_state_dict(tensors, assign=True)
+    return repair(model, folder).eval()
 
 
 ROUTES = {
@@ -173,13 +154,14 @@ ROUTES = {
     "5 meta, to_empty": load_sequentially_with_meta,
     "6 meta, mmap, assign": best_practices,
     "7 one file per tensor": load_individual_weights,
+    "8 safetensors, assign": load_shards,
 }
 
 
 # ---- command line ---------------------------------------------------------------------------------------------------
 
 def print_table(measured: dict, model_bytes: int) -> None:
-    """Print {route: Measurement} as a table: peak memory of the process and of the GPU, beside the model's own bytes. Section 8."""
+    """Print {route: Measurement} as a table: peak memory of the process and of the GPU, beside the model's own bytes. Section 9."""
     print(f"{'route':<28}{'peak GiB':>9}{'x model':>9}{'private x':>11}{'GPU GiB':>9}{'seconds':>9}")
     for route, found in measured.items():
         private = "-" if found.private is None else f"{found.private / model_bytes:.2f}"
@@ -207,6 +189,7 @@ def main(argv: list[str] | None = None) -> int:
             model = GPTModel(cfg)
             save_model(model, cfg, folder)
             save_individual_weights(model, folder)
+            save_shards(model, folder)
             model_bytes = sum(parameter.nbytes for parameter in model.parameters())
             print(f"the model's own bytes: {model_bytes / 2**30:.2f} GiB, largest tensor: "
                   f"{max(parameter.nbytes for parameter in model.parameters()) / 2**30:.2f} GiB")

@@ -15,8 +15,16 @@ import torch.nn.functional as F
 from gemma3_weights import GemmaNames, load_weights_into_gemma
 from gemma_files import find_gemma3
 from gemma_tokenizer import GemmaTokenizer
-from llama import apply_rope, attention_block_mask, compute_rope_params, read_gguf
-from llama import generate_text_basic_stream, generate_text_simple  # noqa: F401  offered from here
+from llama import (  # noqa: F401  offered from here
+    RopeTables,
+    apply_rope,
+    attention_block_mask,
+    compute_rope_params,
+    generate_text_basic_stream,
+    generate_text_simple,
+    read_gguf,
+    rope_rows,
+)
 from previous_chapters import KVCache
 from torch import nn
 
@@ -67,8 +75,25 @@ class FeedForward(nn.Module):
         return self.fc3(gate * self.fc2(x))  # (b, num_tokens, emb_dim)
 
 
+def attend(queries, keys, values, mask, scaling):
+    """Fused attention of queries (b, num_heads, num_tokens, head_dim) over keys and values with fewer heads (section 2).
+
+    mask: bool, True = blocked, its columns ending with the newest token; None: causal. Returns (b, num_tokens, num_heads, head_dim).
+    """
+    b, num_heads, num_tokens, head_dim = queries.shape
+    allowed = None if mask is None else ~mask[..., -keys.shape[2] :]
+    if num_tokens == 1:  # the query heads of a group are rows of one small matrix, so nothing is repeated
+        grouped = queries.reshape(b, keys.shape[1], -1, head_dim)  # (b, groups, group_size, head_dim)
+        context_vec = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=allowed, scale=scaling)
+        return context_vec.reshape(b, 1, num_heads, head_dim)
+    keys = keys.repeat_interleave(num_heads // keys.shape[1], dim=1)  # (b, num_heads, seen_tokens, head_dim)
+    values = values.repeat_interleave(num_heads // values.shape[1], dim=1)  # (b, num_heads, seen_tokens, head_dim)
+    context_vec = F.scaled_dot_product_attention(queries, keys, values, attn_mask=allowed, is_causal=mask is None, scale=scaling)
+    return context_vec.transpose(1, 2)  # (b, num_tokens, num_heads, head_dim)
+
+
 class GroupedQueryAttention(nn.Module):
-    """Fused attention in which query heads share key and value heads; queries and keys are normed, then rotated (section 2).
+    """Attention in which query heads share key and value heads; queries and keys are normed, then rotated (section 2).
 
     head_dim: d_in / num_heads if None. query_pre_attn_scalar: scores are divided by its square root (None: head_dim).
     sliding_window: a token sees itself and the sliding_window - 1 tokens before it (None: all). ValueError for widths and
@@ -92,8 +117,10 @@ class GroupedQueryAttention(nn.Module):
         self.sliding_window = sliding_window
 
     def forward(self, x, mask, cos, sin, start_pos=0, cache=None, layer_idx=0):
-        """x (b, num_tokens, d_in) -> the same shape. mask: bool, True = blocked, its columns ending with the newest token;
-        None: causal. start_pos: position of the first token, int or (b,). Keys and values are appended to `cache`."""
+        """x (b, num_tokens, d_in) -> the same shape. mask: see `attend`. Keys and values are appended to `cache`.
+
+        start_pos: position of the first token, int or (b,); None: cos and sin are the tokens' rows already.
+        """
         b, num_tokens, _ = x.shape
         queries = self.W_query(x).view(b, num_tokens, self.num_heads, self.head_dim).transpose(1, 2)  # (b, num_heads, num_tokens, head_dim)
         keys = self.W_key(x).view(b, num_tokens, self.num_kv_groups, self.head_dim).transpose(1, 2)  # (b, groups, num_tokens, head_dim)
@@ -106,17 +133,7 @@ class GroupedQueryAttention(nn.Module):
         if self.sliding_window is not None:  # what lies before the first new token's window is not even read
             seen = self.sliding_window + num_tokens - 1
             keys, values = keys[:, :, -seen:], values[:, :, -seen:]
-        allowed = None if mask is None else ~mask[..., -keys.shape[2] :]
-        if num_tokens == 1:  # the query heads of a group are rows of one small matrix, so nothing is repeated
-            queries = queries.reshape(b, self.num_kv_groups, -1, self.head_dim)  # (b, groups, group_size, head_dim)
-            context_vec = F.scaled_dot_product_attention(queries, keys, values, attn_mask=allowed, scale=self.scaling)
-        else:
-            keys = keys.repeat_interleave(self.num_heads // self.num_kv_groups, dim=1)  # (b, num_heads, all_tokens, head_dim)
-            values = values.repeat_interleave(self.num_heads // self.num_kv_groups, dim=1)  # (b, num_heads, all_tokens, head_dim)
-            context_vec = F.scaled_dot_product_attention(
-                queries, keys, values, attn_mask=allowed, is_causal=mask is None, scale=self.scaling
-            )
-            context_vec = context_vec.transpose(1, 2)  # (b, num_tokens, num_heads, head_dim)
+        context_vec = attend(queries, keys, values, mask, self.scaling)  # (b, num_tokens, num_heads, head_dim)
         return self.out_proj(context_vec.reshape(b, num_tokens, -1))  # (b, num_tokens, d_in)
 
 
@@ -146,7 +163,26 @@ class TransformerBlock(nn.Module):
         return x + self.post_feedforward_layernorm(self.ff(self.pre_feedforward_layernorm(x)))
 
 
-class Gemma3Model(nn.Module):
+class TwoRopes(RopeTables):
+    """Llama's RopeTables, which stay in float32 whatever happens to the weights, with one more pair for sliding layers (section 2)."""
+
+    def build_rope_tables(self):
+        """(Re)compute the four tables (context_length, head_dim), also for a model on device meta; they are not in the state dict."""
+        cfg, device = self.cfg, self.tok_emb.weight.device
+        head_dim = cfg["head_dim"] or cfg["emb_dim"] // cfg["n_heads"]
+        with torch.device("cpu"):
+            full = compute_rope_params(head_dim, cfg["rope_base"], cfg["context_length"], cfg.get("rope_freq"))
+            local = compute_rope_params(head_dim, cfg["rope_local_base"], cfg["context_length"])
+        for name, table in zip(("cos", "sin", "cos_local", "sin_local"), full + local):
+            self.register_buffer(name, table if device.type == "meta" else table.to(device), persistent=False)
+
+    def ropes_at(self, position, num_tokens):
+        """Layer type -> the rows (cos, sin) of num_tokens tokens from `position`, int or (b,), on: looked up once for all layers."""
+        full = rope_rows(self.cos, self.sin, position, num_tokens)
+        return {FULL: full, SLIDING: rope_rows(self.cos_local, self.sin_local, position, num_tokens)}
+
+
+class Gemma3Model(TwoRopes):
     """Token ids (b, num_tokens) -> logits (b, num_tokens, vocab_size); section 2."""
 
     def __init__(self, cfg):
@@ -159,19 +195,7 @@ class Gemma3Model(nn.Module):
         self.final_norm = RMSNorm(cfg["emb_dim"])
         self.out_head = nn.Linear(cfg["emb_dim"], cfg["vocab_size"], bias=False, dtype=cfg["dtype"])
         self.current_pos = 0
-        with torch.device("cpu"):  # not part of the state dict, so computed even where the weights come later
-            full = compute_rope_params(cfg["head_dim"], cfg["rope_base"], cfg["context_length"], cfg.get("rope_freq"))
-            local = compute_rope_params(cfg["head_dim"], cfg["rope_local_base"], cfg["context_length"])
-        for name, table in zip(("cos", "sin", "cos_local", "sin_local"), full + local):
-            self.register_buffer(name, table, persistent=False)  # (context_length, head_dim)
-
-    def _apply(self, fn, recurse=True):
-        """Behind .to(), .half() and .to_empty(): the RoPE tables move with the weights, but keep their values and float32."""
-        tables = {name: getattr(self, name) for name in ("cos", "sin", "cos_local", "sin_local")}
-        super()._apply(fn, recurse)
-        for name, table in tables.items():
-            setattr(self, name, table.to(getattr(self, name).device))
-        return self
+        self.build_rope_tables()
 
     def reset_kv_cache(self):
         """Begin a new text; the cache itself is the caller's."""
@@ -199,14 +223,14 @@ class Gemma3Model(nn.Module):
         masks = {FULL: None, SLIDING: None}  # enough for one token, and for the beginning of a text that fits into the window
         if attention_mask is not None or (num_tokens > 1 and start + num_tokens > min(num_tokens, self.cfg["sliding_window"])):
             masks[FULL], masks[SLIDING] = self._create_masks(num_tokens, in_idx.device, start, attention_mask)
-        ropes = {FULL: (self.cos, self.sin), SLIDING: (self.cos_local, self.sin_local)}
+        ropes = self.ropes_at(position, num_tokens)
         x = self.tok_emb(in_idx)  # (b, num_tokens, emb_dim)
         x = x * torch.tensor(self.cfg["emb_dim"] ** 0.5, dtype=x.dtype)  # rounded to the dtype, as in training
         for layer_idx, block in enumerate(self.blocks):
-            x = block(x, masks, ropes, position, cache, layer_idx)  # (b, num_tokens, emb_dim)
+            x = block(x, masks, ropes, None, cache, layer_idx)  # (b, num_tokens, emb_dim)
         self.current_pos = start + num_tokens
         x = self.final_norm(x[:, -1:] if only_last else x)
-        return self.out_head(x.to(self.out_head.weight.dtype))  # (b, num_tokens, vocab_size)
+        return self.out_head(x.to(self.out_head.weight.dtype))
 
 
 def check_input(in_idx, start, attention_mask, cfg):
@@ -257,7 +281,7 @@ class SlidingKVCache(KVCache):
         return keys, values
 
     def crop(self, length):
-        if any(kept is not None and length < num > kept for kept, num in zip(self.kept, self.num_tokens)):
+        if any(kept is not None and 0 < length < num > kept for kept, num in zip(self.kept, self.num_tokens)):
             raise ValueError(f"cannot crop {len(self)} tokens to {length}: the sliding layers have forgotten what came before their window")
         super().crop(length)
         self.num_tokens = [length] * len(self.num_tokens)
@@ -273,9 +297,9 @@ def load_gemma3(dtype=torch.float32):
         model = Gemma3Model({**GEMMA3_CONFIG_270M, "dtype": dtype})
     model.out_head.weight = model.tok_emb.weight
     model.to_empty(device="cpu")
-    if dtype == torch.float32:  # columns one behind the other: PyTorch multiplies one row by them in half the time
-        vocab_size, emb_dim = model.tok_emb.weight.shape
-        model.out_head.weight = model.tok_emb.weight = nn.Parameter(torch.empty(emb_dim, vocab_size).T)
+    if dtype == torch.float32:  # still empty, so it costs nothing: matrices column by column, as one row is multiplied by them fastest
+        for parameter in filter(lambda parameter: parameter.dim() == 2, model.parameters()):
+            parameter.data = parameter.data.view(parameter.shape[::-1]).T
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the file's numbers are float32 after dequantization; dtype was asked for
         load_weights_into_gemma(model, GEMMA3_CONFIG_270M, GemmaNames(tensors))

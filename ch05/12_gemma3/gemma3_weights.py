@@ -3,8 +3,7 @@
 import warnings
 from collections.abc import Mapping
 
-import torch
-from llama import assign
+from llama import assign, tie_or_untie
 
 
 class GemmaNames(Mapping):
@@ -44,6 +43,9 @@ class GemmaNames(Mapping):
     def __getitem__(self, name):
         tensor = self.tensors[self.source[name]]
         return tensor - 1 if name.endswith("norm.weight") else tensor  # the file stores 1 + scale
+
+    def __contains__(self, name):
+        return name in self.source  # without it, Python would read the tensor to find out
 
     def __iter__(self):
         return iter(self.source)
@@ -85,23 +87,19 @@ def load_weights_into_gemma(model, param_config, params):
     if param_config["n_layers"] != len(model.blocks):
         raise ValueError(f"the configuration has {param_config['n_layers']} layers, the model {len(model.blocks)}")
     wanted, tied = gemma_parameters(model, param_config["n_layers"]), param_config.get("tied", True)
-    if not tied:
-        wanted["lm_head.weight"] = model.out_head.weight
     absent = [name for name in wanted if name not in params]
     missing = [name for name in absent if not any(part in name for part in OPTIONAL)]
     if missing:
         raise KeyError(f"{len(missing)} tensors are missing, first {missing[0]}")
     shapes = params.shapes if isinstance(params, GemmaNames) else {name: tensor.shape for name, tensor in params.items()}
-    present = [name for name in wanted if name in params]
-    for name in present:
-        if shapes[name] != wanted[name].shape:
-            raise ValueError(f"{name}: the model needs {tuple(wanted[name].shape)}, the weights have {tuple(shapes[name])}")
-    if tied and "lm_head.weight" in params and not torch.equal(params["lm_head.weight"], params["model.embed_tokens.weight"]):
-        raise ValueError("lm_head.weight differs from the embedding, but the configuration says that they are tied")
-    for name in present:
+    for name, parameter in [*wanted.items(), ("lm_head.weight", model.out_head.weight)]:
+        if name in params and shapes[name] != parameter.shape:
+            raise ValueError(f"{name}: the model needs {tuple(parameter.shape)}, the weights have {tuple(shapes[name])}")
+    tie_or_untie(model, params, tied)
+    if not tied:
+        wanted["lm_head.weight"] = model.out_head.weight
+    for name in wanted.keys() - set(absent):
         assign(wanted[name], params[name], name)
-    if tied:
-        model.out_head.weight = model.tok_emb.weight
     for what, names in (("not used", params.keys() - wanted.keys() - {"lm_head.weight"}), ("absent, their values stay", absent)):
         if names:
             warnings.warn(f"{len(names)} tensors are {what}, first {min(names)}", stacklevel=2)

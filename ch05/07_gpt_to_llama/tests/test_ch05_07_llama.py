@@ -210,7 +210,7 @@ def test_padding_anywhere_but_at_the_left_is_refused(model_class, row):
 def test_generation_stops_row_by_row_and_wastes_no_pass(monkeypatch):
     model = tiny()
     script = iter([[1, 2], [9, 3], [4, 5], [6, 9], [7, 7]])
-    choose = lambda logits: torch.tensor(next(script))[:, None]  # noqa: E731
+    choose = lambda logits, token_ids: torch.tensor(next(script))[:, None]  # noqa: E731
     passes = []
     forward = Llama3ModelFast.forward
     monkeypatch.setattr(Llama3ModelFast, "forward", lambda self, *a, **k: passes.append(1) or forward(self, *a, **k))

@@ -49,7 +49,7 @@ def pair(nb):
             if "norm" in name:
                 parameter.uniform_(0.5, 1.5)
     params, model = meta_checkpoint(reference, TINY["n_heads"]), nb.Llama2Model(TINY).eval()
-    nb.load_weights_into_llama(model, {"n_layers": 3, "hidden_dim": 80}, params)
+    nb.load_weights_into_llama(model, {"n_layers": 3, "hidden_dim": 80}, params)  # a part of the configuration is enough
     return model, reference, params
 
 
@@ -195,11 +195,27 @@ def test_the_loader_names_missing_wrong_and_unused_tensors(nb, pair):
         nb.load_weights_into_llama(model, TINY, {**params, "extra.weight": torch.zeros(1)})
 
 
-@torch.no_grad()
-def test_without_an_output_tensor_head_and_embedding_are_one(nb, pair):
+def test_a_wrong_shape_or_depth_leaves_the_model_as_it_was(nb, pair):
     model = nb.Llama2Model(TINY)
-    nb.load_weights_into_llama(model, TINY, {name: w for name, w in pair[2].items() if name != "output.weight"})
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"ffn_norm\.weight: the model needs \(48,\), the weights have \(47,\)"):
+        nb.load_weights_into_llama(model, TINY, {**pair[2], "layers.2.ffn_norm.weight": torch.zeros(47)})  # the last but few
+    with pytest.raises(ValueError, match="n_layers 2, the model has 3"):
+        nb.load_weights_into_llama(model, {**TINY, "n_layers": 2}, pair[2])
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_the_configuration_says_whether_head_and_embedding_are_one(nb, pair):
+    without = {name: w for name, w in pair[2].items() if name != "output.weight"}
+    model = nb.Llama2Model(TINY)
+    nb.load_weights_into_llama(model, {**TINY, "tied": True}, without)
     assert model.out_head.weight is model.tok_emb.weight
+    with pytest.raises(ValueError, match="one tensor"):  # the head would overwrite the embedding
+        nb.load_weights_into_llama(model, TINY, pair[2])
+    with pytest.raises(KeyError, match="1 tensors are missing, first output.weight"):
+        nb.load_weights_into_llama(nb.Llama2Model(TINY), TINY, without)
+    with pytest.warns(UserWarning, match=r"1 tensors were not used, first output\.weight"):
+        nb.load_weights_into_llama(nb.Llama2Model(TINY), {**TINY, "tied": True}, pair[2])
 
 
 def test_a_checkpoint_file_of_metas_form_loads_and_a_missing_one_is_one_line(nb, pair, tmp_path, monkeypatch):

@@ -154,8 +154,15 @@ def test_loading_ties_the_head_and_names_what_does_not_fit(nb):
     nb.load_weights_into_llama(model, {"n_layers": 3}, {name: w for name, w in weights.items() if name != "lm_head.weight"})
     assert model.out_head.weight is model.tok_emb.weight
     assert nb.count_unique_parameters(model) == sum(p.numel() for p in nb.Llama3Model(TINY).parameters()) - 97 * 48
+    fresh = nb.Llama3Model(TINY)
+    before = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
     with pytest.raises(ValueError, match=r"layers\.2\.mlp\.up_proj.*\(80, 48\).*\(3, 4\)"):
-        nb.load_weights_into_llama(nb.Llama3Model(TINY), TINY, {**weights, "model.layers.2.mlp.up_proj.weight": torch.zeros(3, 4)})
+        nb.load_weights_into_llama(fresh, TINY, {**weights, "model.layers.2.mlp.up_proj.weight": torch.zeros(3, 4)})
+    with pytest.raises(ValueError, match="n_layers 2, the model has 3"):
+        nb.load_weights_into_llama(fresh, {"n_layers": 2}, weights)
+    with pytest.raises(ValueError, match="tied: True"):
+        nb.load_weights_into_llama(fresh, {**TINY, "tied": True}, weights)
+    assert all(torch.equal(before[name], tensor) for name, tensor in fresh.state_dict().items())
     with pytest.warns(UserWarning, match="not used"):
         nb.load_weights_into_llama(nb.Llama3Model(TINY), TINY, {**weights, "extra.weight": torch.zeros(1)})
     with pytest.warns(UserWarning, match="float64"):
@@ -172,6 +179,13 @@ def test_impossible_sizes_and_ids_are_refused(nb, changes, message):
         nb.Llama3Model(TINY)(torch.tensor([[97]]))
     with pytest.raises(ValueError, match="128"):
         nb.Llama3Model(TINY)(torch.zeros(1, 129, dtype=torch.long))
+
+
+def test_the_width_rule_gives_the_published_hidden_dims(nb):
+    settings = {(4096, 1.0, 256): nb.LLAMA2_CONFIG_7B, (4096, 1.3, 1024): nb.LLAMA3_CONFIG_8B, (2048, 1.5, 256): llama.LLAMA32_CONFIG_1B,
+                (3072, 1.0, 256): llama.LLAMA32_CONFIG_3B}
+    for setting, cfg in settings.items():
+        assert nb.feed_forward_width(*setting) == cfg["hidden_dim"]
 
 
 def test_the_public_names_of_tokenizer_and_chat_are_llama_pys(nb):

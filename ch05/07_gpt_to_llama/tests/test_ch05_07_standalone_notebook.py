@@ -22,7 +22,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from llama_generate import check_request
 from llama_oracles import hugging_face
+from previous_chapters import KVCache
 from safetensors.torch import save_file
 
 FOLDER = Path(llama.__file__).parent
@@ -40,6 +42,7 @@ def own():
     names = {
         "torch": torch, "nn": torch.nn, "F": F, "struct": struct, "warnings": warnings, "Path": Path, "os": os, "time": time,
         **{name: getattr(gguf_reader, name) for name in ("HuggingFaceNames", "SmolLM2Tokenizer", "find_smollm2", "read_gguf")},
+        "KVCache": KVCache, "check_request": check_request,
     }
     for cell in NOTEBOOK.cells:
         if cell.cell_type == "code":
@@ -80,7 +83,7 @@ def test_cached_and_padded_rows_equal_the_text_alone(own, class_name):
     torch.manual_seed(6)
     model = getattr(own, class_name)(TINY).eval()
     ids = torch.randint(0, 61, (1, 23))
-    cache = own.KVCache(2)
+    cache = KVCache(2)
     parts = torch.cat([model(part, cache) for part in ids.split([6, 1, 1, 15], dim=1)], dim=1)
     assert torch.allclose(parts, model(ids), atol=1e-5) and len(cache) == 23
     batch, mask = torch.zeros(2, 30, dtype=torch.long), torch.ones(2, 30, dtype=torch.long)
@@ -164,7 +167,7 @@ def test_counts_in_the_prose_are_printed(number):
 def cache_bytes(cfg, num_tokens):
     """What a real cache of these sizes takes, filled by a model with the other widths made small."""
     small = {**cfg, "vocab_size": 5, "hidden_dim": 8, "emb_dim": 2 * cfg["n_heads"], "context_length": num_tokens}
-    cache = llama.KVCache(cfg["n_layers"])
+    cache = KVCache(cfg["n_layers"])
     llama.Llama3ModelFast(small)(torch.zeros(1, num_tokens, dtype=torch.long), cache=cache)
     head_dim = cfg["emb_dim"] // cfg["n_heads"]
     return sum(tensor.nbytes for pair in cache.get_all() for tensor in pair) * head_dim // 2

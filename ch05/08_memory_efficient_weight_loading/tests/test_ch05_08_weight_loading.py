@@ -2,29 +2,37 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import memory_tools
+import model_files
 import nbformat
 import pytest
 import torch
 import torch.nn as nn
 import weight_loading
 from memory_tools import MeasuringFailed, measure, memory_usage_in_gb
-from previous_chapters import GPTModel
-from weight_loading import ROUTES, best_practices, load_individual_weights, model_on_meta, rebuild_buffers
+from model_files import INDEX, check_state_dict, load_weights, own_tensors, save_model, save_shards, shared_names
+from previous_chapters import GPTModel, tie_weights
+from safetensors.torch import save_file
+from weight_loading import ROUTES, best_practices, load_individual_weights, load_shards, model_on_meta, rebuild_buffers
 
 TINY = {"vocab_size": 50, "context_length": 16, "emb_dim": 12, "n_heads": 3, "n_layers": 2, "drop_rate": 0.1, "qkv_bias": True}
 MIDDLE = {**TINY, "vocab_size": 4096, "emb_dim": 512, "n_heads": 8, "n_layers": 8}  # 118 MB, so that the model stands out
 NOTEBOOK = Path(weight_loading.__file__).with_name("memory-efficient-state-dict.ipynb")
 LOADERS = [route for route in ROUTES.values() if route is not weight_loading.plain_init]
+ON_META = [weight_loading.load_sequentially_with_meta, best_practices, load_individual_weights, load_shards]
+ALL, META = (pytest.mark.parametrize("route", routes, ids=lambda route: route.__name__) for routes in (LOADERS, ON_META))
 
 
 def saved_model(cfg: dict, folder: Path) -> nn.Module:
     torch.manual_seed(5)
-    model = GPTModel(cfg).eval()
-    weight_loading.save_model(model, cfg, folder)
+    model = weight_loading.new_model(cfg).eval()
+    save_model(model, cfg, folder)
     weight_loading.save_individual_weights(model, folder)
+    save_shards(model, folder, max_bytes=3000)
     return model
 
 
@@ -41,16 +49,16 @@ def middle(tmp_path_factory):
 
 # ---- the ways -------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("route", LOADERS, ids=lambda route: route.__name__)
+@ALL
 def test_every_way_gives_the_logits_of_the_saved_model(route, original, tmp_path):
     ids = torch.randint(0, 50, (3, 16))  # up to the last position
     loaded = route(tmp_path)
     assert torch.equal(loaded(ids), original(ids)) and not loaded.training
     assert torch.equal(route()(ids), original(ids))  # the folder is the current one unless it is given
-    assert all(parameter.requires_grad for parameter in loaded.parameters())
+    assert all(parameter.requires_grad and not parameter.is_meta for parameter in loaded.parameters())
 
 
-@pytest.mark.parametrize("route", [weight_loading.load_sequentially_with_meta, best_practices, load_individual_weights])
+@META
 def test_masks_are_rebuilt_where_the_model_began_on_meta(route, original, tmp_path):
     loaded = route(tmp_path)
     for (name, buffer), (_, expected) in zip(loaded.named_buffers(), original.named_buffers()):
@@ -76,11 +84,132 @@ def test_a_loaded_model_can_be_trained_without_touching_the_file(original, tmp_p
     assert (tmp_path / "model.pth").read_bytes() == before
 
 
+def test_to_empty_and_assign_untie_what_to_and_copying_leave_tied():
+    """Why `repair` ties again: each of the two gives every name a tensor of its own, without a word."""
+    with torch.device("meta"):
+        model = tie_weights(GPTModel(TINY))
+    model.to_empty(device="cpu")
+    assert model.out_head.weight is not model.tok_emb.weight
+    assert model.out_head.weight.data_ptr() != model.tok_emb.weight.data_ptr()  # not even the numbers are shared
+    model = tie_weights(GPTModel(TINY))
+    model.load_state_dict(model.state_dict(), assign=True)
+    assert model.out_head.weight is not model.tok_emb.weight
+    model = tie_weights(GPTModel(TINY))
+    model.to(torch.bfloat16).load_state_dict(GPTModel(TINY).state_dict())
+    assert model.out_head.weight is model.tok_emb.weight
+
+
+@ALL
+def test_a_tied_model_stays_tied_in_every_way_and_in_training(route, tmp_path):
+    original = saved_model({**TINY, "tied": True}, tmp_path)
+    loaded, ids = route(tmp_path), torch.randint(0, 50, (2, 16))
+    assert torch.equal(loaded(ids), original(ids))
+    assert loaded.out_head.weight is loaded.tok_emb.weight
+    optimizer = torch.optim.SGD(loaded.parameters(), lr=1.0)
+    loaded(ids).sum().backward()
+    optimizer.step()
+    assert torch.equal(loaded.out_head.weight, loaded.tok_emb.weight) and not torch.equal(loaded.out_head.weight, original.out_head.weight)
+
+
+def test_a_tensor_with_two_names_is_stored_once(tmp_path):
+    model = saved_model({**TINY, "tied": True}, tmp_path)
+    assert shared_names(model) == {"out_head.weight": "tok_emb.weight"} and shared_names(GPTModel(TINY)) == {}
+    assert own_tensors(model).keys() == model.state_dict().keys() - {"out_head.weight"}
+    assert not (tmp_path / "model_parameters" / "out_head.weight.pt").exists()
+    assert "out_head.weight" not in (tmp_path / INDEX).read_text(encoding="utf-8")
+
+
+@ALL
+def test_an_untied_head_is_refused_by_a_tied_model_instead_of_overwriting_its_embedding(route, original, tmp_path):
+    if route in (load_individual_weights, load_shards):
+        (tmp_path / "model_parameters" / "out_head.weight.pt").unlink()  # way 7 would name the superfluous file
+    save_model(original, {**TINY, "tied": True}, tmp_path)
+    if route is load_individual_weights:
+        assert route(tmp_path).out_head.weight.equal(original.tok_emb.weight)
+        return
+    with pytest.raises(ValueError) as caught:
+        route(tmp_path)
+    assert "out_head.weight: the model shares it with tok_emb.weight, the file has other numbers" in one_line(caught)
+
+
+@ALL
+def test_a_tied_file_does_not_tie_an_untied_model_silently(route, tmp_path):
+    saved_model({**TINY, "tied": True}, tmp_path)
+    save_model(GPTModel(TINY), TINY, tmp_path) if route in (load_individual_weights, load_shards) else None
+    if route is load_individual_weights:
+        with pytest.raises(FileNotFoundError, match=r"out_head\.weight\.pt"):
+            route(tmp_path)
+    elif route is load_shards:
+        with pytest.raises(ValueError, match=r"out_head\.weight: the model has \(50, 12\), the file none"):
+            route(tmp_path)
+
+
+@pytest.mark.parametrize("max_bytes", [1, 3000, 2**26])
+def test_shards_keep_to_the_size_and_the_index_names_every_tensor(max_bytes, original, tmp_path):
+    for old in tmp_path.glob("*.safetensors"):
+        old.unlink()
+    files = save_shards(original, tmp_path, max_bytes)
+    paths = sorted(tmp_path.glob("*.safetensors"))
+    assert [path.name for path in paths] == files == [f"model-{n:05}-of-{len(files):05}.safetensors" for n in range(1, len(files) + 1)]
+    content = [model_files.map_tensors(path) for path in paths]
+    assert all(len(shard) == 1 or sum(tensor.nbytes for tensor in shard.values()) <= max_bytes for shard in content)
+    assert {name for shard in content for name in shard} == original.state_dict().keys()
+    assert len(files) == {1: 37, 2**26: 1}.get(max_bytes, len(files))
+    assert torch.equal(load_shards(tmp_path).pos_emb.weight, original.pos_emb.weight)
+
+
+@pytest.mark.parametrize("damage, message", [
+    ("no index", "index.json does not exist"), ("no JSON", "index.json is damaged"), ("a list", "index.json is damaged"),
+    ("lost shard", "-of-.* does not exist, one of"), ("half a shard", "truncated or damaged"), ("a web page", "truncated or damaged"),
+])
+def test_damaged_shards_are_one_line(damage, message, original, tmp_path):
+    index, shard = tmp_path / INDEX, sorted(tmp_path.glob("*.safetensors"))[1]
+    if damage == "no index":
+        index.unlink()
+    elif damage in ("no JSON", "a list"):
+        index.write_text("[1, 2]" if damage == "a list" else "<html>", encoding="utf-8")
+    elif damage == "lost shard":
+        shard.unlink()
+    else:
+        shard.write_bytes(b"<!DOCTYPE html>" * 100 if damage == "a web page" else shard.read_bytes()[:-7])
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+        load_shards(tmp_path)
+    one_line(caught)
+
+
+def test_a_tensor_that_moved_to_no_shard_is_named(original, tmp_path):
+    last = sorted(tmp_path.glob("*.safetensors"))[-1]
+    tensors = model_files.map_tensors(last)
+    name = min(tensors)
+    save_file({other: tensor.clone() for other, tensor in tensors.items() if other != name}, tmp_path / "new.safetensors")
+    (tmp_path / "new.safetensors").replace(last)
+    with pytest.raises(ValueError, match=rf"{name}: the model has .*, the file none"):
+        load_shards(tmp_path)
+
+
+def test_no_copy_is_made_before_all_files_fit(original, tmp_path, monkeypatch):
+    torch.save(torch.ones(3), tmp_path / "model_parameters" / "trf_blocks.1.norm2.shift.pt")  # the last but a few
+    copied = []
+    monkeypatch.setattr(torch.Tensor, "copy_", lambda self, other: copied.append(self))
+    with pytest.raises(ValueError, match=r"norm2\.shift: the model has \(12,\), the file \(3,\)"):
+        load_individual_weights(tmp_path)
+    assert copied == []
+
+
+def test_a_model_on_meta_draws_nothing_and_does_not_load_the_compiler(original, tmp_path):
+    code = ("import sys; from weight_loading import model_on_meta; model = model_on_meta(sys.argv[1]); "
+            "assert model.tok_emb.weight.is_meta and 'torch._dynamo' not in sys.modules")
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=NOTEBOOK.parent)
+    state = torch.get_rng_state()
+    model_on_meta(tmp_path)
+    assert torch.equal(state, torch.get_rng_state())
+
+
 def test_assign_replaces_the_tensors_and_unties_shared_ones(original, tmp_path):
     model = GPTModel(TINY)
     model.out_head.weight = model.tok_emb.weight
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    model.load_state_dict(weight_loading.load_weights(tmp_path / "model.pth"), assign=True)
+    model.load_state_dict(load_weights(tmp_path / "model.pth"), assign=True)
     assert model.out_head.weight is not model.tok_emb.weight
     known = {id(parameter) for parameter in optimizer.param_groups[0]["params"]}
     assert not any(id(parameter) in known for parameter in model.parameters())
@@ -92,6 +221,13 @@ def test_a_model_on_meta_has_no_numbers(original, tmp_path):
 
 # ---- bad input ------------------------------------------------------------------------------------------------------
 
+def file_of(route, folder: Path) -> Path:
+    """A file that the way reads."""
+    if route is load_shards:
+        return sorted(folder.glob("*.safetensors"))[0]
+    return folder / ("model.pth" if route is not load_individual_weights else "model_parameters/pos_emb.weight.pt")
+
+
 def one_line(caught) -> str:
     text = str(caught.value)
     assert text and "\n" not in text
@@ -99,19 +235,19 @@ def one_line(caught) -> str:
 
 
 @pytest.mark.parametrize("keep", [0, 10, 0.5, -1])
-@pytest.mark.parametrize("route", LOADERS, ids=lambda route: route.__name__)
+@ALL
 def test_a_truncated_file_is_one_clear_error(route, keep, original, tmp_path):
-    paths = [tmp_path / "model.pth"] if route is not load_individual_weights else [tmp_path / "model_parameters" / "pos_emb.weight.pt"]
-    data = paths[0].read_bytes()
-    paths[0].write_bytes(data[: int(len(data) * keep) if isinstance(keep, float) else keep])
+    path = file_of(route, tmp_path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep) if isinstance(keep, float) else keep])
     with pytest.raises(ValueError) as caught:
         route(tmp_path)
-    assert f"{paths[0].name} is truncated or damaged" in one_line(caught)
+    assert f"{path.name} is truncated or damaged" in one_line(caught)
 
 
-@pytest.mark.parametrize("route", LOADERS, ids=lambda route: route.__name__)
+@ALL
 def test_missing_files_are_named(route, original, tmp_path):
-    missing = tmp_path / ("model.pth" if route is not load_individual_weights else "model_parameters/tok_emb.weight.pt")
+    missing = file_of(route, tmp_path)
     missing.unlink()
     with pytest.raises(FileNotFoundError) as caught:
         route(tmp_path)
@@ -121,11 +257,14 @@ def test_missing_files_are_named(route, original, tmp_path):
         route(tmp_path)
 
 
-@pytest.mark.parametrize("route", LOADERS, ids=lambda route: route.__name__)
+@ALL
 def test_weights_of_another_size_are_refused_even_where_copying_would_stretch_them(route, original, tmp_path):
     state_dict = {**original.state_dict(), "final_norm.scale": torch.ones(1)}
     torch.save(state_dict, tmp_path / "model.pth")
     torch.save(torch.ones(1), tmp_path / "model_parameters" / "final_norm.scale.pt")
+    for path in tmp_path.glob("*.safetensors"):
+        tensors = {name: tensor.clone() for name, tensor in model_files.map_tensors(path).items()}
+        save_file({name: torch.ones(1) if name == "final_norm.scale" else tensor for name, tensor in tensors.items()}, path)
     with pytest.raises(ValueError) as caught:
         route(tmp_path)
     assert "final_norm.scale: the model has (12,), the file (1,)" in one_line(caught)
@@ -134,15 +273,15 @@ def test_weights_of_another_size_are_refused_even_where_copying_would_stretch_th
 def test_missing_and_unknown_names_are_refused(original):
     state_dict = original.state_dict()
     with pytest.raises(ValueError, match=r"extra: the model has none, the file \(2,\)"):
-        weight_loading.check_state_dict(original, {**state_dict, "extra": torch.ones(2)})
+        check_state_dict(original, {**state_dict, "extra": torch.ones(2)})
     del state_dict["pos_emb.weight"]
     with pytest.raises(ValueError, match=r"pos_emb\.weight: the model has \(16, 12\), the file none"):
-        weight_loading.check_state_dict(original, state_dict)
+        check_state_dict(original, state_dict)
 
 
 def test_a_checkpoint_with_more_than_weights_is_refused_in_one_line(original):
     with pytest.raises(ValueError) as caught:
-        weight_loading.check_state_dict(original, {"model_state_dict": original.state_dict(), "step": 3})
+        check_state_dict(original, {"model_state_dict": original.state_dict(), "step": 3})
     assert "the file none" in one_line(caught)
 
 
@@ -178,15 +317,15 @@ def test_too_little_memory_is_not_called_a_damaged_file(original, tmp_path, monk
 
     monkeypatch.setattr(torch, "load", no_memory)
     with pytest.raises(RuntimeError, match="can't allocate"):
-        weight_loading.load_weights(tmp_path / "model.pth")
+        load_weights(tmp_path / "model.pth")
 
 
 def test_a_full_disk_is_noticed_before_writing(original, tmp_path, monkeypatch):
     target = tmp_path / "full"
     target.mkdir()
-    monkeypatch.setattr(weight_loading.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000})())
+    monkeypatch.setattr(model_files.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000})())
     with pytest.raises(OSError, match="has only 1,000 left"):
-        weight_loading.save_model(original, TINY, target)
+        save_model(original, TINY, target)
     assert list(target.iterdir()) == []
 
 
@@ -255,8 +394,8 @@ def answers() -> dict:
     """The folded answers of the exercises: {function name: function}."""
     (cell,) = [cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if "<summary>Answer" in cell.source]
     text = "\n".join(re.findall(r"```text\n(.*?)```", cell, flags=re.DOTALL))
-    names = {name: getattr(weight_loading, name) for name in ("GPTModel", "Path", "load_weights", "read_config", "torch")}
-    space = {**names, "model_on_meta": model_on_meta, "rebuild_buffers": rebuild_buffers, "__name__": "__main__"}
+    names = {name: getattr(weight_loading, name) for name in ("Path", "load_weights", "new_model", "read_config", "repair", "torch")}
+    space = {**names, "model_on_meta": model_on_meta, "__name__": "__main__"}
     exec(compile(ast.parse(text), "answers", "exec"), space)
     return {name: space[name] for name in ("only_mmap", "only_assign", "load_half")}
 
@@ -265,7 +404,7 @@ def answers() -> dict:
 def test_peaks_are_those_that_the_notebook_states(middle):
     folder, model_bytes = middle
     ratios = {}
-    for route in (weight_loading.baseline, best_practices, load_individual_weights):
+    for route in (weight_loading.baseline, best_practices, load_individual_weights, load_shards):
         found = measure(route, folder)
         ratios[route.__name__] = found.peak / model_bytes
         assert not found.timeline or abs(found.timeline[-1][1] / model_bytes - 1) < 0.3  # the picture ends with one set
@@ -273,6 +412,7 @@ def test_peaks_are_those_that_the_notebook_states(middle):
     assert 1.9 < ratios["baseline"] < 2.2
     assert 0.9 < ratios["best_practices"] < 1.1 + 0.08  # and one largest tensor
     assert 0.9 < ratios["load_individual_weights"] < 1.3
+    assert 0.9 < ratios["load_shards"] < 1.1 + 0.08
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import os
 import random
+import struct
 import time
 
 import pytest
@@ -9,7 +10,6 @@ from gemma_files import find_gemma3
 from gemma_tokenizer import GemmaTokenizer
 from llama import read_gguf
 from sentencepiece import SentencePieceProcessor
-from sentencepiece import sentencepiece_model_pb2 as sentencepiece_format
 
 SPACE = "\u2581"
 POOLS = (
@@ -40,18 +40,33 @@ def random_text(rng) -> str:
     return "".join(parts)
 
 
+def varint(number: int) -> bytes:
+    """A whole number as protobuf writes it: seven bits a byte, the lowest first, the top bit set on all but the last."""
+    return bytes([number]) if number < 128 else bytes([number % 128 + 128]) + varint(number // 128)
+
+
+def field(number: int, value) -> bytes:
+    """One field of a protobuf message: a text or a message, a float, or a whole number or truth value."""
+    if isinstance(value, float):
+        return varint(8 * number + 5) + struct.pack("<f", value)
+    if isinstance(value, int):
+        return varint(8 * number) + varint(value)
+    value = value.encode() if isinstance(value, str) else value
+    return varint(8 * number + 2) + varint(len(value)) + value
+
+
 def sentencepiece_of(metadata) -> SentencePieceProcessor:
-    """The library's tokenizer from the same pieces, scores and types."""
-    model, entry = sentencepiece_format.ModelProto(), {key.split(".")[-1]: value for key, value in metadata.items()}
+    """The library's tokenizer from the same pieces, scores and types. Field numbers: sentencepiece_model.proto."""
+    entry = {key.split(".")[-1]: value for key, value in metadata.items()}
+    pieces = []
     for number, (piece, score, kind) in enumerate(zip(entry["tokens"], entry["scores"], entry["token_type"], strict=True)):
         kind = 2 if number == entry["unknown_token_id"] else kind
-        model.pieces.add(piece=piece.replace(" ", SPACE), score=score, type=kind)
-    trainer, normalizer = model.trainer_spec, model.normalizer_spec
-    trainer.model_type, trainer.byte_fallback = 2, True
-    trainer.unk_id, trainer.bos_id, trainer.eos_id = (entry[f"{name}_token_id"] for name in ("unknown", "bos", "eos"))
-    trainer.pad_id = 0
-    normalizer.name, normalizer.add_dummy_prefix, normalizer.remove_extra_whitespaces = "identity", False, False
-    return SentencePieceProcessor(model_proto=model.SerializeToString())
+        pieces.append(field(1, field(1, piece.replace(" ", SPACE)) + field(2, float(score)) + field(3, kind)))
+    unknown, bos, eos = (entry[f"{name}_token_id"] for name in ("unknown", "bos", "eos"))
+    trainer = {3: 2, 35: True, 40: unknown, 41: bos, 42: eos, 43: 0}  # BPE with byte fallback, special ids
+    normalizer = {1: "identity", 3: False, 4: False, 5: True}  # no space in front, white space kept, spaces escaped
+    settings = [field(part, b"".join(field(*item) for item in values.items())) for part, values in ((2, trainer), (3, normalizer))]
+    return SentencePieceProcessor(model_proto=b"".join(pieces + settings))
 
 
 def tiny_metadata(rng) -> dict:

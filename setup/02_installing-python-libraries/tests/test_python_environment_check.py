@@ -151,6 +151,21 @@ def test_each_data_package_has_a_checked_file():
     assert check.INSTALL_DATA in text
 
 
+def test_the_optional_base_model_may_be_absent_but_not_incomplete(tmp_path, monkeypatch, capsys):
+    pieces = (("tiny_gemma_part1", "data/tiny.part00"), ("tiny_gemma_part2", "data/tiny.part01"))
+    finding = check.check_gemma(pieces, 8)[0]
+    finding.show()
+    assert finding.ok and capsys.readouterr().out == "[--] Gemma 3 270M (optional): not installed; to install it: make gemma\n"
+    fake_data_package(tmp_path, "tiny_gemma_part1", "tiny.part00", b"GGUF", monkeypatch)
+    finding = check.check_gemma(pieces, 8)[0]
+    assert not finding.ok and "1 of 2 pieces, 4 bytes of 8" in finding.text and "data-packages-gemma.txt" in finding.fix
+    fake_data_package(tmp_path, "tiny_gemma_part2", "tiny.part01", b"1234", monkeypatch)
+    finding = check.check_gemma(pieces, 8)[0]
+    assert finding.ok and not finding.absent and "installed" in finding.text
+    (tmp_path / "tiny_gemma_part2" / "data" / "tiny.part01").write_bytes(b"123")
+    assert not check.check_gemma(pieces, 8)[0].ok
+
+
 def test_an_unexpected_error_does_not_stop_the_check(monkeypatch, capsys):
     import torch  # noqa: F401  (a first import that breaks on a missing version could not be repeated by the next test)
 
