@@ -145,6 +145,14 @@ def prepare(model, matrix_of):
     raise ValueError(f"no compiled step for a {type(model).__name__}")
 
 
+def sizes_of(model) -> dict:
+    """The model's configuration, or for a GPTModel, which keeps none, the three sizes that generating needs."""
+    if hasattr(model, "cfg"):
+        return model.cfg
+    sizes = {"vocab_size": len(model.tok_emb.weight), "context_length": len(model.pos_emb.weight)}
+    return {**sizes, "n_layers": len(model.trf_blocks)}
+
+
 class FastModel:
     """A model with a compiled step. Called like the models of folder 07: ids (1, num_tokens), a cache of `new_cache()`.
 
@@ -158,7 +166,7 @@ class FastModel:
             raise ImportError("the compiled steps need numba (python -m pip install numba); the PyTorch model works without it")
         if isinstance(weights, str) and weights not in FORMS:
             raise ValueError(f"weights is {weights!r}; known are {', '.join(FORMS)}")
-        self.model, self.cfg = model.eval(), model.cfg
+        self.model, self.cfg = model.eval(), sizes_of(model)
         self.threads = min(threads or torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
         matrix_of = weights if callable(weights) else lambda name: FORMS[weights](as_array(model.get_submodule(name).weight))
         self.step, self.weights, self.extra, self.groups, self.head_dim = prepare(model, matrix_of)
