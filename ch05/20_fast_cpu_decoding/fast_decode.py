@@ -8,9 +8,11 @@ The PyTorch model reads the prompt, which it does well; each new token takes one
 form of their own. For Llama 3 and SmolLM2, Gemma 3, and chapter 4's GPTModel (gpt2-mini, GPT-2). Needs the package numba.
 """
 
+import threading
+
 import numpy as np
 import torch
-from fast_storage import as_array, bytes_of, stack_matrices, store_file_blocks, store_float32, store_int8, store_int8_blocks
+from fast_storage import as_array, bytes_of, pad_rows, stack_matrices, store_file_blocks, store_float32, store_int8, store_int8_blocks
 from previous_chapters import KVCache
 
 try:
@@ -21,6 +23,7 @@ except ImportError:
 
 FORMS = {"float32": store_float32, "int8": store_int8, "int8_blocks": store_int8_blocks}
 READ_BY_STEPS = 4  # up to so many tokens are read one by one: a pass of the PyTorch model would take longer
+ONE_AT_A_TIME = threading.Lock()  # numba's threads serve one caller; a server may have several
 
 
 class StackedKVCache(KVCache):
@@ -145,6 +148,18 @@ def prepare(model, matrix_of):
     raise ValueError(f"no compiled step for a {type(model).__name__}")
 
 
+def matrix_weight(model, name: str) -> np.ndarray:
+    """A linear layer's weight (rows, d_in); the head gets rows of zeros up to whole groups, which a vocabulary need not have."""
+    weight = as_array(model.get_submodule(name).weight)
+    return pad_rows(weight) if name == "out_head" else weight
+
+
+def rows_of_head(matrix) -> int:
+    """Rows of one matrix in any form: its logits, those of added rows included."""
+    weights = matrix[0]
+    return len(weights) * (weights.shape[-1] if weights.ndim > 2 else 1)
+
+
 def sizes_of(model) -> dict:
     """The model's configuration, or for a GPTModel, which keeps none, the three sizes that generating needs."""
     if hasattr(model, "cfg"):
@@ -166,12 +181,15 @@ class FastModel:
             raise ImportError("the compiled steps need numba (python -m pip install numba); the PyTorch model works without it")
         if isinstance(weights, str) and weights not in FORMS:
             raise ValueError(f"weights is {weights!r}; known are {', '.join(FORMS)}")
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads is {threads}, it must be at least 1")
+        matrix_of = weights if callable(weights) else lambda name: FORMS[weights](matrix_weight(model, name))
+        self.step, self.weights, self.extra, self.groups, self.head_dim = prepare(model, matrix_of)
         self.model, self.cfg = model.eval(), sizes_of(model)
         self.threads = min(threads or torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-        matrix_of = weights if callable(weights) else lambda name: FORMS[weights](as_array(model.get_submodule(name).weight))
-        self.step, self.weights, self.extra, self.groups, self.head_dim = prepare(model, matrix_of)
         self.has_cache = not hasattr(model, "pos_emb")  # chapter 4's GPTModel has none: its prompts are read by steps
         self.reads = bytes_of(self.weights)  # bytes of weights a token
+        self.tok_emb = model.tok_emb  # callers ask it for the model's device
 
     def new_cache(self) -> StackedKVCache:
         return StackedKVCache(self.cfg["n_layers"], self.cfg["context_length"])
@@ -189,11 +207,12 @@ class FastModel:
         """One compiled step: the token joins the cache; returns the logits (vocab_size)."""
         position = len(cache)
         cache.make_room(position + 1, self.groups, self.head_dim)
-        logits = np.empty(self.cfg["vocab_size"], np.float32)
+        logits = np.empty(rows_of_head(self.weights[-1]), np.float32)
         memory = cache.keys.numpy(), cache.values.numpy()
-        self.step(self.embed(token_id, position), position, self.weights, *self.extra, memory, self.threads, logits)
+        with ONE_AT_A_TIME:
+            self.step(self.embed(token_id, position), position, self.weights, *self.extra, memory, self.threads, logits)
         cache.lengths = [position + 1] * len(cache.lengths)
-        return logits
+        return logits[: self.cfg["vocab_size"]]
 
     @torch.inference_mode()
     def __call__(self, in_idx, cache, attention_mask=None, only_last=True):
@@ -203,6 +222,8 @@ class FastModel:
         """
         if in_idx.shape[0] != 1 or attention_mask is not None or not only_last:
             raise ValueError("compiled steps write one text without padding; for several, the PyTorch model is the faster one")
+        if in_idx.shape[1] == 0:
+            raise ValueError("there is no token to read")
         if not isinstance(cache, StackedKVCache):
             raise ValueError("pass a cache that new_cache() made")
         if len(cache) + in_idx.shape[1] > self.cfg["context_length"]:

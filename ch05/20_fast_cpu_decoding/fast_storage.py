@@ -25,6 +25,12 @@ def store_int8(weight: np.ndarray) -> tuple:
     return np.rint(weight / scale[:, None]).astype(np.int8), scale.astype(np.float32), NONE
 
 
+def pad_rows(weight: np.ndarray) -> np.ndarray:
+    """(rows, d_in) with rows of zeros behind, up to a multiple of 16."""
+    missing = -len(weight) % LANES
+    return np.pad(weight, ((0, missing), (0, 0))) if missing else weight
+
+
 def side_by_side(rows: np.ndarray) -> np.ndarray:
     """(rows, ...) -> (rows / 16, ..., 16): 16 rows become the last axis. ValueError if there is another number of rows."""
     if len(rows) % LANES:
@@ -34,8 +40,10 @@ def side_by_side(rows: np.ndarray) -> np.ndarray:
 
 def store_int8_blocks(weight: np.ndarray) -> tuple:
     """(rows, d_in) -> whole numbers from -127 to 127, one scale for 32 of them: weights (rows / 16, d_in, 16), scale (..., d_in / 32, 16)."""
-    blocks = weight.reshape(len(weight), -1, BLOCK)  # (rows, d_in / 32, 32)
-    scale = np.maximum(np.abs(blocks).max(axis=2), 1e-30) / 127  # (rows, d_in / 32)
+    if weight.shape[1] % BLOCK:
+        raise ValueError(f"{weight.shape[1]} numbers in a row are no multiple of {BLOCK}")
+    blocks = weight.reshape(len(weight), -1, BLOCK)  # (rows, num_blocks, 32)
+    scale = np.maximum(np.abs(blocks).max(axis=2), 1e-30) / 127  # (rows, num_blocks)
     q = np.rint(blocks / scale[..., None]).astype(np.int8).reshape(weight.shape)
     return side_by_side(q), side_by_side(scale.astype(np.float32)), NONE
 
@@ -49,9 +57,9 @@ def store_file_blocks(kind: str, shape: tuple, data: bytes, order=None) -> tuple
     if kind not in ("Q4_1", "Q8_0"):
         raise ValueError(f"blocks of type {kind} are not known here, only Q4_1 and Q8_0")
     head = 4 if kind == "Q4_1" else 2  # bytes before the numbers of a block
-    blocks = np.frombuffer(data, np.uint8).reshape(shape[0], shape[1] // BLOCK, -1)  # (rows, d_in / 32, bytes of a block)
+    blocks = np.frombuffer(data, np.uint8).reshape(shape[0], shape[1] // BLOCK, -1)  # (rows, num_blocks, num_bytes)
     blocks = blocks if order is None else blocks[order]
-    halves = np.ascontiguousarray(blocks[..., :head]).view(np.float16).astype(np.float32)  # (rows, d_in / 32, 1 or 2)
+    halves = np.ascontiguousarray(blocks[..., :head]).view(np.float16).astype(np.float32)  # (rows, num_blocks, num_halves)
     numbers = blocks[..., head:]
     if kind == "Q4_1":
         return side_by_side(numbers), side_by_side(halves[..., 0]), side_by_side(halves[..., 1])
