@@ -23,7 +23,9 @@ def load_fast(weights: str, threads: int | None):
         print("numba is missing (python -m pip install numba), so PyTorch answers, more slowly", file=sys.stderr)
     if weights == "pytorch" or numba is None:
         return model, tokenizer
-    return FastModel(model, file_blocks(*read_gguf(find_smollm2())) if weights == "file" else weights, threads), tokenizer
+    fast = FastModel(model, file_blocks(*read_gguf(find_smollm2())) if weights == "file" else weights, threads)
+    fast.read_token(0, fast.new_cache())  # compiles the step, or loads its machine code
+    return fast, tokenizer
 
 
 def build_parser() -> OneLineParser:

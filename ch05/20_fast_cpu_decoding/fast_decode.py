@@ -114,7 +114,14 @@ def prepare_gemma(model, matrix_of):
     blocks, att = model.blocks, model.blocks[0].att
     if att.q_norm is None:
         raise ValueError("the compiled step of Gemma 3 needs a model with qk_norm")
-    names = "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm", "att.q_norm", "att.k_norm"
+    names = (
+        "input_layernorm",
+        "post_attention_layernorm",
+        "pre_feedforward_layernorm",
+        "post_feedforward_layernorm",
+        "att.q_norm",
+        "att.k_norm",
+    )
     norms = *(1 + stacked_vectors(blocks, f"{name}.scale") for name in names), 1 + as_array(model.final_norm.scale)
     half = att.head_dim // 2
     tables = tuple(as_array(table[:, :half]) for table in (model.cos, model.sin, model.cos_local, model.sin_local))

@@ -39,7 +39,7 @@ def side_by_side(rows: np.ndarray) -> np.ndarray:
 
 
 def store_int8_blocks(weight: np.ndarray) -> tuple:
-    """(rows, d_in) -> whole numbers from -127 to 127, one scale for 32 of them: weights (rows / 16, d_in, 16), scale (..., d_in / 32, 16)."""
+    """(rows, d_in) -> whole numbers from -127 to 127, a scale for 32: weights (rows / 16, d_in, 16), scale (..., d_in / 32, 16)."""
     if weight.shape[1] % BLOCK:
         raise ValueError(f"{weight.shape[1]} numbers in a row are no multiple of {BLOCK}")
     blocks = weight.reshape(len(weight), -1, BLOCK)  # (rows, num_blocks, 32)

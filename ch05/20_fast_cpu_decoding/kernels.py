@@ -44,7 +44,11 @@ if COMPILED is not None:
     numba.config.CACHE_DIR = str(COMPILED)
 
 LANES, BLOCK = 16, 32
-QUICK = {"fastmath": True, "nogil": True, "cache": COMPILED is not None}  # fastmath: sums in any order, or nothing would run in parallel lanes
+QUICK = {
+    "fastmath": True,
+    "nogil": True,
+    "cache": COMPILED is not None,
+}  # fastmath: sums in any order, or nothing would run in parallel lanes
 
 
 @njit(**QUICK)
@@ -124,6 +128,8 @@ def multiply(matrix, x, y, threads):
 def of_layer(matrices, layer):
     """The matrix of one layer from arrays in which all layers are stacked."""
     return matrices[0][layer], matrices[1][layer], matrices[2][layer]
+
+
 @njit(**QUICK)
 def quick_exp(x):
     """e to the power of x in float32 with a relative error below 3e-7, without a call: so a loop of it runs in lanes.

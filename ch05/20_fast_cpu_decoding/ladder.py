@@ -57,17 +57,19 @@ def measure(models, threads_wanted, contexts, new_tokens: int, rounds: int) -> l
     results = []
     for model in models:
         build, longest, vocab_size = MODELS[model]
+        if longest < new_tokens + 2:
+            raise ValueError(f"{new_tokens} new tokens leave no room for a prompt in the context of {longest} of {model}")
         for threads in threads_wanted:
             torch.set_num_threads(threads)
-            for context in [context for context in contexts if context + new_tokens <= longest]:
+            for context in dict.fromkeys(min(context, longest - new_tokens) for context in contexts):
+                figures = {"model": model, "threads": threads, "context": context, "new_tokens": new_tokens, "rounds": rounds}
+                idx = torch.randint(vocab_size // 2, (1, context), generator=torch.Generator().manual_seed(123))
                 try:
-                    rungs = build(context, new_tokens, threads)
+                    found = compare_rungs(build(context, new_tokens, threads), idx, rounds)  # here, so that only one set is in memory
                 except FileNotFoundError as error:
                     print(f"{model} is left out: {error}", file=sys.stderr)
                     continue
-                idx = torch.randint(vocab_size // 2, (1, context), generator=torch.Generator().manual_seed(123))
-                figures = {"model": model, "threads": threads, "context": context, "new_tokens": new_tokens, "rounds": rounds}
-                results.append({**figures, "load": waiting_programs(), **compare_rungs(rungs, idx, rounds)})
+                results.append({**figures, "load": waiting_programs(), **found})
     return results
 
 
@@ -107,7 +109,7 @@ def results_tables(figures: dict) -> str:
     machine = figures["machine"]
     lines = [f"{machine['processor']}, torch {machine['torch']}, transformers {machine['transformers']}, xllamacpp {machine['xllamacpp']}, "
              f"load average {machine['load']} at the beginning; {figures['seconds'] / 60:.0f} minutes. A first token takes "
-             f"{figures['first_call']['compiled']} s where nothing is compiled yet and {figures['first_call']['kept']} s afterwards."]  # fmt: skip
+             f"{figures['first_call']['compiled']} s where nothing is compiled and {figures['first_call']['kept']} s afterwards."]  # fmt: skip
     groups = {}
     for result in figures["results"]:
         groups.setdefault((result["model"], result["threads"]), []).append(result)
@@ -121,7 +123,9 @@ def results_tables(figures: dict) -> str:
     if loss := figures.get("loss"):
         lines += ["", f"Loss of SmolLM2 on {loss['tokens']:,} tokens of {loss['text']}, and its difference to float32:", "",
                   "| weights | loss | difference |", "|---|---|---|"]  # fmt: skip
-        lines += [f"| {name} | {one['loss']:.4f} | {one['above']:+.4f} ± {one['standard_error']:.4f} |" for name, one in loss["forms"].items()]
+        lines += [
+            f"| {name} | {one['loss']:.4f} | {one['above']:+.4f} ± {one['standard_error']:.4f} |" for name, one in loss["forms"].items()
+        ]
     return "\n".join(lines)
 
 
@@ -142,7 +146,9 @@ def build_parser() -> OneLineParser:
     parser = OneLineParser("Measure rung by rung how fast models write on this machine.")
     parser.add_argument("--models", nargs="+", choices=tuple(MODEL_NAMES), default=list(MODEL_NAMES), help="which models to measure")
     parser.add_argument("--threads", nargs="+", type=int_at_least(1), default=[1, 2], help="numbers of threads")
-    parser.add_argument("--contexts", nargs="+", type=int_at_least(2), default=[16, 2000], help="tokens of the text so far")
+    parser.add_argument(
+        "--contexts", nargs="+", type=int_at_least(2), default=[16, 2000], help="tokens of the text so far, or as many as fit"
+    )
     parser.add_argument("--new_tokens", type=int_at_least(3), default=48, help="tokens to write in each turn")
     parser.add_argument("--rounds", type=int_at_least(1), default=5, help="turns of each program")
     parser.add_argument("--loss_tokens", type=int_at_least(0), default=2048, help="tokens of the story for the loss; 0: leave it out")

@@ -11,7 +11,6 @@ from fast_decode import FastModel, file_blocks
 from gemma3 import find_gemma3, load_gemma3
 from llama import (
     HuggingFaceNames,
-    Llama3Model,
     find_smollm2,
     generate_text_basic_stream,
     hugging_face_program,
@@ -43,7 +42,7 @@ class Rung:
 
 
 def stream_program(model, cache, new_tokens: int) -> Callable:
-    """Writes with a model and its cache. The prompt must be the same each time: it stays in the cache, only its last token is read again."""
+    """Writes with a model and its cache. The prompt must be the same each time: all but its last token stay in the cache."""
 
     def run(idx):
         cache.crop(min(len(cache), idx.shape[1] - 1))

@@ -292,7 +292,7 @@ def test_two_processes_may_compile_at_once_and_a_third_compiles_nothing(tmp_path
 def test_an_edit_of_any_source_means_a_new_folder_of_machine_code(tmp_path):
     for name in ("kernels.py", "decode_steps.py"):
         (tmp_path / name).write_bytes((FOLDER / name).read_bytes())
-    code = "import sys; sys.path.insert(0, {!r}); import kernels; print(kernels.COMPILED)".format(str(tmp_path))
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import kernels; print(kernels.COMPILED)"
     before = run_python(code, LLM_COURSE_CACHE=str(tmp_path))
     with open(tmp_path / "decode_steps.py", "a", encoding="utf-8") as file:
         file.write("# edited\n")
