@@ -51,7 +51,10 @@ class StackedKVCache(KVCache):
         return [self.get(layer_idx) for layer_idx in range(len(self.lengths))]
 
     def update(self, layer_idx, value):
-        raise ValueError("this cache is extended by append alone")
+        """Replace a layer's entry, as the plain models do after joining old and new keys."""
+        self.lengths[layer_idx] = 0
+        if value is not None:
+            self.append(layer_idx, *value)
 
     def reorder(self, rows):
         raise ValueError("this cache holds one text, whose row cannot be reordered")

@@ -109,7 +109,7 @@ def results_tables(figures: dict) -> str:
     machine = figures["machine"]
     lines = [f"{machine['processor']}, torch {machine['torch']}, transformers {machine['transformers']}, xllamacpp {machine['xllamacpp']}, "
              f"load average {machine['load']} at the beginning; {figures['seconds'] / 60:.0f} minutes. A first token takes "
-             f"{figures['first_call']['compiled']} s where nothing is compiled and {figures['first_call']['kept']} s afterwards."]  # fmt: skip
+             f"{figures['first_call']['compiled']} s uncompiled, {figures['first_call']['kept']} s later."]  # fmt: skip
     groups = {}
     for result in figures["results"]:
         groups.setdefault((result["model"], result["threads"]), []).append(result)
