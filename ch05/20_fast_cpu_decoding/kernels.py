@@ -42,6 +42,7 @@ def compiled_folder() -> Path | None:
 COMPILED = compiled_folder()
 if COMPILED is not None:
     numba.config.CACHE_DIR = str(COMPILED)
+numba.config.THREADING_LAYER = "workqueue"  # numba's OpenMP pool is PyTorch's too, and would change its number of threads
 
 LANES, BLOCK = 16, 32
 QUICK = {

@@ -82,7 +82,7 @@ def losses_of_forms(num_tokens: int) -> dict:
     ids = tokenizer.encode(read_text(STORY_FILE))[: num_tokens + 1]
     found, first = {}, None
     for name, weights in {**{form: form for form in FORMS}, "file": file_blocks(*read_gguf(find_smollm2()))}.items():
-        fast, losses = FastModel(model, weights), []
+        fast, losses = FastModel(model, weights, threads=1), []
         cache = fast.new_cache()
         for token, target in tqdm(list(zip(ids, ids[1:])), desc=f"loss, {name}", leave=False):
             logits = torch.from_numpy(fast.read_token(token, cache)).double()

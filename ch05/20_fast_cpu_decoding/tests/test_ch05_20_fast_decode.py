@@ -144,6 +144,18 @@ def test_threads_change_nothing_and_may_be_used_by_several_callers(llama):
     assert len(found) == 4 and all(torch.equal(one, expected) for one in found)
 
 
+def test_compiled_steps_leave_pytorchs_threads_as_they_are():
+    code = """
+import torch; torch.set_num_threads(1)
+import numpy as np
+from kernels import parts_times
+y = np.empty(4, np.float32)
+parts_times(np.ones((4, 8), np.float32), np.ones(4, np.float32), np.zeros(1, np.float32), np.ones(8, np.float32), y, 2)
+print(y.tolist(), torch.get_num_threads())
+"""
+    assert run_python(code) == "[8.0, 8.0, 8.0, 8.0] 1"
+
+
 FILE_NAMES = {
     "W_query": "attn_q", "W_key": "attn_k", "W_value": "attn_v", "out_proj": "attn_output",
     "fc1": "ffn_gate", "fc2": "ffn_up", "fc3": "ffn_down",
