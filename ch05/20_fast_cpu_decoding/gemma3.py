@@ -361,7 +361,7 @@ def load_weights_into_gemma(model, param_config, params):
     missing = [name for name in absent if not any(part in name for part in OPTIONAL)]
     if missing:
         raise KeyError(f"{len(missing)} tensors are missing, first {missing[0]}")
-    shapes = params.shapes if isinstance(params, GemmaNames) else {name: tensor.shape for name, tensor in params.items()}
+    shapes = params.shapes if hasattr(params, "shapes") else {name: tensor.shape for name, tensor in params.items()}
     for name, parameter in [*wanted.items(), ("lm_head.weight", model.out_head.weight)]:
         if name in params and shapes[name] != parameter.shape:
             raise ValueError(f"{name}: the model needs {tuple(parameter.shape)}, the weights have {tuple(shapes[name])}")

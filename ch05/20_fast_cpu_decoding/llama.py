@@ -92,17 +92,21 @@ class SmolLM2Tokenizer:
         if kind != ("gpt2", "smollm"):
             raise ValueError(f"this file's tokenizer is {kind[0]} with rule {kind[1]}; SmolLM2's is gpt2 with rule smollm")
         missing = [name for name in self.NEEDED if f"tokenizer.ggml.{name}" not in metadata]
-        if missing or "<|endoftext|>" not in metadata["tokenizer.ggml.tokens"]:
-            raise ValueError(f"this file's tokenizer lacks {', '.join(missing) or 'the token <|endoftext|>'}")
-        self.tokens = metadata["tokenizer.ggml.tokens"]
+        if missing:
+            raise ValueError(f"this file's tokenizer lacks {', '.join(missing)}")
+        self.tokens, merges, kinds, *control = (metadata[f"tokenizer.ggml.{name}"] for name in self.NEEDED)
+        if not all(isinstance(part, list) for part in (self.tokens, merges, kinds)) or len(kinds) != len(self.tokens):
+            raise ValueError("this file's tokenizer has no list of tokens with a type for each, or no list of merges")
+        if not all(isinstance(text, str) for text in self.tokens + merges) or "<|endoftext|>" not in self.tokens:
+            raise ValueError("this file's tokenizer has tokens or merges that are no text, or no <|endoftext|>")
+        if not all(type(number) is int and 0 <= number < len(self.tokens) for number in control):
+            raise ValueError(f"this file's tokenizer has control tokens outside its {len(self.tokens):,} tokens: {control}")
         self.ids = {token: number for number, token in enumerate(self.tokens)}
-        self.ranks = {tuple(merge.split(" ")): rank for rank, merge in enumerate(metadata["tokenizer.ggml.merges"])}
-        kinds = metadata["tokenizer.ggml.token_type"]
+        self.ranks = {tuple(merge.split(" ")): rank for rank, merge in enumerate(merges)}
         self.special = {token: number for number, token in enumerate(self.tokens) if kinds[number] == CONTROL_TOKEN}
         self.special_pattern = regex.compile("(" + "|".join(map(regex.escape, sorted(self.special, key=len, reverse=True))) + ")")
-        self.bos_token_id = metadata["tokenizer.ggml.bos_token_id"]  # <|im_start|>: begins each message, not each text
-        self.eos_token_id = metadata["tokenizer.ggml.eos_token_id"]  # <|im_end|>
-        self.unk_token_id = metadata["tokenizer.ggml.unknown_token_id"]  # for bytes that the training text never had, such as 4
+        # <|im_start|>, which begins each message and not each text; <|im_end|>; what stands for bytes such as 4, never seen in training
+        self.bos_token_id, self.eos_token_id, self.unk_token_id = control
         self.stop_ids = (self.eos_token_id, self.ids["<|endoftext|>"])  # an answer ends at either
         self.character_of_byte = byte_characters()
         self.byte_of_character = {character: byte for byte, character in enumerate(self.character_of_byte)}
