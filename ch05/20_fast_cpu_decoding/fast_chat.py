@@ -16,7 +16,7 @@ from llama import Conversation, converse, find_smollm2, load_smollm2, make_sampl
 from previous_chapters import OneLineParser, int_at_least
 
 
-def load_fast(weights: str, threads: int | None):
+def load_fast(weights: str, threads: int):
     """(the model in the wanted form, its tokenizer); PyTorch's where that is wanted or numba is missing."""
     model, tokenizer = load_smollm2()
     if weights != "pytorch" and numba is None:
@@ -31,7 +31,7 @@ def load_fast(weights: str, threads: int | None):
 def build_parser() -> OneLineParser:
     parser = OneLineParser("Chat with SmolLM2-135M in the terminal, by compiled steps.")
     parser.add_argument("--weights", choices=(*FORMS, "file", "pytorch"), default="int8", help="file: the 4-bit blocks as they are")
-    parser.add_argument("--threads", type=int_at_least(1), help="at most so many cores (default: as many as PyTorch uses)")
+    parser.add_argument("--threads", type=int_at_least(1), default=1, help="cores of the compiled step")
     parser.add_argument("--system", help="system message, if not the model's own")
     parser.add_argument("--prompt", help="answer this once and stop")
     parser.add_argument("--max_new_tokens", type=int_at_least(1), default=256, help="longest answer in tokens")

@@ -182,21 +182,22 @@ class FastModel:
     """A model with a compiled step. Called like the models of folder 07: ids (1, num_tokens), a cache of `new_cache()`.
 
     weights: "float32", "int8" (one scale a row), "int8_blocks" (one for 32 numbers), or a function from the name of a linear
-    layer to its matrix, such as `file_blocks` makes. threads: at most so many cores (default: as many as PyTorch uses).
+    layer to its matrix, such as `file_blocks` makes. threads: at most so many cores; a second one pays where one
+    cannot take all that the memory delivers.
     ImportError without numba, ValueError for a model without a step. Notebook, section 6.
     """
 
-    def __init__(self, model, weights="int8", threads: int | None = None):
+    def __init__(self, model, weights="int8", threads: int = 1):
         if numba is None:
             raise ImportError("the compiled steps need numba (python -m pip install numba); the PyTorch model works without it")
         if isinstance(weights, str) and weights not in FORMS:
             raise ValueError(f"weights is {weights!r}; known are {', '.join(FORMS)}")
-        if threads is not None and threads < 1:
+        if threads < 1:
             raise ValueError(f"threads is {threads}, it must be at least 1")
         matrix_of = weights if callable(weights) else lambda name: FORMS[weights](matrix_weight(model, name))
         self.step, self.weights, self.extra, self.groups, self.head_dim = prepare(model, matrix_of)
         self.model, self.cfg = model.eval(), sizes_of(model)
-        self.threads = min(threads or torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+        self.threads = min(threads, numba.config.NUMBA_NUM_THREADS)
         self.has_cache = not hasattr(model, "pos_emb")  # chapter 4's GPTModel has none: its prompts are read by steps
         self.reads = bytes_of(self.weights)  # bytes of weights a token
         self.tok_emb = model.tok_emb  # callers ask it for the model's device
