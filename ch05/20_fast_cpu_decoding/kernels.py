@@ -12,12 +12,34 @@ rows side by side are a full register of the widest processors: the inner loop r
 
 import hashlib
 import os
+import sqlite3
 import tempfile
 from pathlib import Path
 
 import numba
 import numpy as np
 from numba import njit, prange
+
+LOCKS = []  # open until the process ends, however it ends
+
+
+def own_slot(folder: Path) -> Path | None:
+    """The first numbered subfolder that no running process uses, ours until this one ends; None if none can be locked.
+
+    numba's index of kept machine code is not made for two writers: each would give its own code the next number, and one
+    would then load the other's code for other types, which crashes. A database's exclusive lock works on every system.
+    """
+    for number in range(64):
+        slot = folder / str(number)
+        slot.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = sqlite3.connect(slot / "in-use.db", timeout=0, check_same_thread=False)
+            lock.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError:  # another process has it
+            continue
+        LOCKS.append(lock)
+        return slot
+    return None
 
 
 def compiled_folder() -> Path | None:
@@ -33,7 +55,7 @@ def compiled_folder() -> Path | None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
-                return folder
+                return own_slot(folder)
         except OSError:
             continue
     return None

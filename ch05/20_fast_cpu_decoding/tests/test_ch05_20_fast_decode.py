@@ -311,6 +311,19 @@ def test_two_processes_may_compile_at_once_and_a_third_compiles_nothing(tmp_path
     assert run_python(code, LLM_COURSE_CACHE=str(tmp_path)).endswith("\n1")
 
 
+def test_no_two_running_processes_share_a_folder_of_machine_code(tmp_path):
+    environment = {**os.environ, "LLM_COURSE_CACHE": str(tmp_path)}
+    wait = [sys.executable, "-c", "import kernels; print(kernels.COMPILED, flush=True); input()"]
+    first = subprocess.Popen(wait, cwd=FOLDER, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    place = first.stdout.readline().strip()
+    code = "import kernels; print(kernels.COMPILED)"
+    beside = run_python(code, LLM_COURSE_CACHE=str(tmp_path))
+    first.kill()  # without a chance to clean up
+    first.communicate()
+    assert beside != place and Path(beside).parent == Path(place).parent == next((tmp_path / "llm-course").iterdir())
+    assert run_python(code, LLM_COURSE_CACHE=str(tmp_path)) == place
+
+
 def test_an_edit_of_any_source_means_a_new_folder_of_machine_code(tmp_path):
     for name in ("kernels.py", "decode_steps.py"):
         (tmp_path / name).write_bytes((FOLDER / name).read_bytes())
