@@ -4,44 +4,27 @@
     python benchmark.py --dtypes fp32 --rows 1 --rounds 1
     python benchmark.py --json benchmark.json --readme README.md
 
-All programs have the same weights and take turns. llama.cpp multiplies with the file's 4-bit blocks, so it reads a seventh of
-the bytes; it is shown with one row.
+All programs have the same weights and take turns. llama.cpp multiplies with the file's 4-bit blocks, so it reads less than a
+fifth of the bytes; it is shown with one row.
 """
 
-import argparse
-import json
 import sys
-from pathlib import Path
 
 import torch
 from decoding_benchmark import (
     BENCHMARK_DTYPES,
     BENCHMARK_TEXT,
+    benchmark_command,
     compare_programs,
     hugging_face_program,
     llama_cpp_program,
-    machine_figures,
     our_program,
-    results_table,
     weight_bytes,
-    write_results,
-)  # fmt: skip
-from gguf_reader import HuggingFaceNames, find_smollm2, read_gguf
-from llama import SMOLLM2_CONFIG_135M, load_smollm2
-
-
-def smollm2_twin(dtype: torch.dtype):
-    """Hugging Face's LlamaForCausalLM with SmolLM2's weights from the same file, in eval mode."""
-    from transformers import LlamaConfig, LlamaForCausalLM  # here, because it takes seconds
-
-    cfg = SMOLLM2_CONFIG_135M
-    twin = LlamaForCausalLM(LlamaConfig(
-        vocab_size=cfg["vocab_size"], hidden_size=cfg["emb_dim"], intermediate_size=cfg["hidden_dim"], num_hidden_layers=cfg["n_layers"],
-        num_attention_heads=cfg["n_heads"], num_key_value_heads=cfg["n_kv_groups"], max_position_embeddings=cfg["context_length"],
-        rms_norm_eps=1e-5, rope_parameters={"rope_type": "default", "rope_theta": cfg["rope_base"]}, tie_word_embeddings=True,
-    )).to(dtype).eval()  # fmt: skip
-    twin.load_state_dict(dict(HuggingFaceNames(*read_gguf(find_smollm2())).items()), strict=False)
-    return twin
+)
+from gguf_reader import find_smollm2, read_gguf
+from llama import load_smollm2
+from previous_chapters import OneLineParser, int_at_least
+from smollm2_reference import smollm2_twin
 
 
 def measure(dtype_name: str, rows: int, prompt_tokens: int, new_tokens: int, rounds: int) -> dict:
@@ -60,36 +43,11 @@ def measure(dtype_name: str, rows: int, prompt_tokens: int, new_tokens: int, rou
     return {"dtype": dtype_name, "new_tokens": new_tokens, **compare_programs(programs, read_bytes, idx, rounds)}
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Speed of SmolLM2-135M on this machine, beside other programs.", allow_abbrev=False)
-    parser.add_argument("--dtypes", nargs="+", choices=BENCHMARK_DTYPES, default=list(BENCHMARK_DTYPES), help="default: fp32 bf16")
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 64], help="texts at a time (default: 1 64)")
-    parser.add_argument("--prompt_tokens", type=int, default=64, help="length of the prompt (default: %(default)s)")
-    parser.add_argument("--new_tokens", type=int, default=48, help="tokens to write (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="how often the programs take turns (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--readme", type=Path, help="also write the table between the marks of this README")
-    return parser
-
-
 def main(argv=None) -> None:
     """Print the figures side by side."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    if args.new_tokens < 4 or args.prompt_tokens < 4 or args.rounds < 1 or min(args.rows) < 1:
-        parser.exit(2, "benchmark.py: error: --new_tokens and --prompt_tokens must be at least 4, --rows and --rounds at least 1\n")
-    try:
-        figures = {"model": "SmolLM2-135M", **machine_figures(), "results": []}
-        for rows in args.rows:
-            for dtype_name in args.dtypes:
-                figures["results"].append(measure(dtype_name, rows, args.prompt_tokens, args.new_tokens, args.rounds))
-        print(results_table(figures))
-        if args.json:
-            args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-        if args.readme:
-            write_results(figures, args.readme)
-    except (OSError, ValueError, RuntimeError) as error:
-        parser.exit(2, f"benchmark.py: error: {error}\n")
+    parser = OneLineParser("Speed of SmolLM2-135M on this machine, beside other programs.")
+    parser.add_argument("--new_tokens", type=int_at_least(4), default=48, help="tokens to write")
+    benchmark_command("SmolLM2-135M", measure, parser, argv)
 
 
 if __name__ == "__main__":

@@ -5,14 +5,16 @@ once, so the fair yardstick is the speed at which this machine reads memory (`re
 """
 
 import importlib.metadata
+import json
 import platform
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from llama_generate import generate_text_simple
-from previous_chapters import interleaved, processor_name, read_bandwidth, waiting_programs
+from previous_chapters import OneLineParser, int_at_least, interleaved, processor_name, read_bandwidth, waiting_programs
 from torch import nn
 
 BENCHMARK_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -143,11 +145,36 @@ def results_table(figures: dict) -> str:
     return "\n".join(lines)
 
 
-def write_results(figures: dict, readme: Path) -> None:
-    """Put the table between the two marks of a README; ValueError if they are missing."""
-    text = readme.read_text(encoding="utf-8")
-    if MARK_RESULTS not in text or MARK_RESULTS_END not in text:
+def write_between_marks(readme: Path, text: str) -> None:
+    """Put a text between the two marks of a README; ValueError if they are missing."""
+    page = readme.read_text(encoding="utf-8")
+    if MARK_RESULTS not in page or MARK_RESULTS_END not in page:
         raise ValueError(f"{readme} lacks {MARK_RESULTS} or {MARK_RESULTS_END}")
-    before, rest = text.split(MARK_RESULTS, 1)
-    behind = rest.split(MARK_RESULTS_END, 1)[1]
-    readme.write_text(f"{before}{MARK_RESULTS}\n{results_table(figures)}\n{MARK_RESULTS_END}{behind}", encoding="utf-8", newline="\n")
+    before, behind = page.split(MARK_RESULTS, 1)[0], page.split(MARK_RESULTS_END, 1)[1]
+    readme.write_text(f"{before}{MARK_RESULTS}\n{text}\n{MARK_RESULTS_END}{behind}", encoding="utf-8", newline="\n")
+
+
+def benchmark_command(model: str, measure: Callable, parser: OneLineParser, argv) -> None:
+    """The command line of a benchmark: compare for each number of rows and each number type, print the table, write it where asked.
+
+    measure: (name of the number type, rows, prompt tokens, new tokens, rounds) -> what `compare_programs` returns, and more.
+    """
+    parser.add_argument("--dtypes", nargs="+", choices=BENCHMARK_DTYPES, default=list(BENCHMARK_DTYPES), help="number types of the weights")
+    parser.add_argument("--rows", type=int_at_least(1), nargs="+", default=[1, 64], help="texts at a time")
+    parser.add_argument("--prompt_tokens", type=int_at_least(4), default=64, help="length of the prompt")
+    parser.add_argument("--rounds", type=int_at_least(1), default=3, help="how often the programs take turns")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--readme", type=Path, help="also write the table between the marks of this README")
+    args = parser.parse_args(argv)
+    try:
+        figures = {"model": model, **machine_figures(), "results": []}
+        for rows in args.rows:
+            for name in args.dtypes:
+                figures["results"].append(measure(name, rows, args.prompt_tokens, args.new_tokens, args.rounds))
+        print(results_table(figures))
+        if args.json:
+            args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8", newline="\n")
+        if args.readme:
+            write_between_marks(args.readme, results_table(figures))
+    except (OSError, ValueError, RuntimeError) as error:
+        parser.error(str(error))

@@ -4,14 +4,11 @@
     python benchmark_gemma3.py --dtypes fp32 --rows 1 --rounds 1
     python benchmark_gemma3.py --json benchmark_gemma3.json --readme README.md
 
-All programs have the same weights and take turns. llama.cpp multiplies with the file's blocks of 4 to 8 bits, so it reads a
-fifth of the bytes; it is shown with one row.
+All programs have the same weights and take turns. llama.cpp multiplies with the file's blocks of 4 to 8 bits, so it reads less
+than a quarter of the bytes; it is shown with one row.
 """
 
-import argparse
-import json
 import sys
-from pathlib import Path
 
 import torch
 from gemma3 import load_gemma3
@@ -21,16 +18,15 @@ from gemma_files import find_gemma3
 from llama import (
     BENCHMARK_DTYPES,
     BENCHMARK_TEXT,
+    benchmark_command,
     compare_programs,
     hugging_face_program,
     llama_cpp_program,
-    machine_figures,
     our_program,
     read_gguf,
-    results_table,
     weight_bytes,
-    write_results,
 )
+from previous_chapters import OneLineParser, int_at_least
 
 
 def measure_gemma3(dtype_name: str, rows: int, prompt_tokens: int, new_tokens: int, rounds: int) -> dict:
@@ -50,29 +46,9 @@ def measure_gemma3(dtype_name: str, rows: int, prompt_tokens: int, new_tokens: i
 
 def main(argv=None) -> None:
     """Print the figures side by side."""
-    parser = argparse.ArgumentParser(description="Speed of Gemma 3 270M on this machine, beside other programs.", allow_abbrev=False)
-    parser.add_argument("--dtypes", nargs="+", choices=BENCHMARK_DTYPES, default=list(BENCHMARK_DTYPES), help="default: fp32 bf16")
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 64], help="texts at a time (default: 1 64)")
-    parser.add_argument("--prompt_tokens", type=int, default=64, help="length of the prompt (default: %(default)s)")
-    parser.add_argument("--new_tokens", type=int, default=24, help="tokens to write (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="how often the programs take turns (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--readme", type=Path, help="also write the table between the marks of this README")
-    args = parser.parse_args(argv)
-    if args.new_tokens < 4 or args.prompt_tokens < 4 or args.rounds < 1 or min(args.rows) < 1:
-        parser.exit(2, "benchmark_gemma3.py: error: --new_tokens and --prompt_tokens must be at least 4, --rows and --rounds at least 1\n")
-    try:
-        figures = {"model": "Gemma 3 270M", **machine_figures(), "results": []}
-        for rows in args.rows:
-            for dtype_name in args.dtypes:
-                figures["results"].append(measure_gemma3(dtype_name, rows, args.prompt_tokens, args.new_tokens, args.rounds))
-        print(results_table(figures))
-        if args.json:
-            args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-        if args.readme:
-            write_results(figures, args.readme)
-    except (OSError, ValueError, RuntimeError) as error:
-        parser.exit(2, f"benchmark_gemma3.py: error: {error}\n")
+    parser = OneLineParser("Speed of Gemma 3 270M on this machine, beside other programs.")
+    parser.add_argument("--new_tokens", type=int_at_least(4), default=24, help="tokens to write")
+    benchmark_command("Gemma 3 270M", measure_gemma3, parser, argv)
 
 
 if __name__ == "__main__":

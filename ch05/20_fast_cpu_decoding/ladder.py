@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import torch
-from llama import MARK_RESULTS, MARK_RESULTS_END, find_smollm2, load_smollm2, machine_figures, read_gguf
+from llama import find_smollm2, load_smollm2, machine_figures, read_gguf, write_between_marks
 from previous_chapters import STORY_FILE, OneLineParser, int_at_least, interleaved, read_bandwidth, read_text, waiting_programs
 from tqdm import tqdm
 
@@ -129,16 +129,6 @@ def results_tables(figures: dict) -> str:
     return "\n".join(lines)
 
 
-def write_readme(figures: dict, readme: Path) -> None:
-    """Put the tables between the two marks; ValueError if they are missing."""
-    text = readme.read_text(encoding="utf-8")
-    if MARK_RESULTS not in text or MARK_RESULTS_END not in text:
-        raise ValueError(f"{readme} lacks {MARK_RESULTS} or {MARK_RESULTS_END}")
-    before, behind = text.split(MARK_RESULTS, 1)[0], text.split(MARK_RESULTS_END, 1)[1]
-    text = f"{before}{MARK_RESULTS}\n{results_tables(figures)}\n{MARK_RESULTS_END}{behind}"
-    readme.write_text(text, encoding="utf-8", newline="\n")
-
-
 MODEL_NAMES = {"smollm2": "SmolLM2-135M", "gpt2-mini": "gpt2-mini", "gpt2-124m": "GPT-2 124M, random weights", "gemma": "Gemma 3 270M"}
 
 
@@ -173,7 +163,7 @@ def main(argv=None) -> None:
         if args.json:
             args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8", newline="\n")
         if args.readme:
-            write_readme(figures, args.readme)
+            write_between_marks(args.readme, results_tables(figures))
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         parser.error(str(error))
 

@@ -10,13 +10,13 @@ from compiled_linears import exchange_linears
 from fast_decode import FastModel, file_blocks
 from gemma3 import find_gemma3, load_gemma3
 from llama import (
-    HuggingFaceNames,
     find_smollm2,
     generate_text_basic_stream,
     hugging_face_program,
     llama_cpp_program,
     load_smollm2,
     read_gguf,
+    smollm2_twin,
     weight_bytes,
 )
 from previous_chapters import (
@@ -82,20 +82,6 @@ def torch_rung(model, cfg: dict, cache_bytes: int, new_tokens: int) -> Rung:
     """A PyTorch model of this course with its KVCache."""
     cache = KVCache(cfg["n_layers"], max_length=cfg["context_length"])
     return Rung(stream_program(model, cache, new_tokens), weight_bytes(model), cache_bytes)
-
-
-def smollm2_twin():
-    """Hugging Face's LlamaForCausalLM with SmolLM2's weights from the same file."""
-    from transformers import LlamaConfig, LlamaForCausalLM  # here, because it takes seconds
-
-    cfg = load_smollm2()[0].cfg
-    twin = LlamaForCausalLM(LlamaConfig(
-        vocab_size=cfg["vocab_size"], hidden_size=cfg["emb_dim"], intermediate_size=cfg["hidden_dim"], num_hidden_layers=cfg["n_layers"],
-        num_attention_heads=cfg["n_heads"], num_key_value_heads=cfg["n_kv_groups"], max_position_embeddings=cfg["context_length"],
-        rms_norm_eps=1e-5, rope_parameters={"rope_type": "default", "rope_theta": cfg["rope_base"]}, tie_word_embeddings=True,
-    )).eval()  # fmt: skip
-    twin.load_state_dict(dict(HuggingFaceNames(*read_gguf(find_smollm2())).items()), strict=False)
-    return twin
 
 
 def smollm2_rungs(prompt_tokens: int, new_tokens: int, threads: int) -> dict[str, Rung]:

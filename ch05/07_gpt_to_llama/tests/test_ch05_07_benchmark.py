@@ -71,12 +71,12 @@ def test_the_table_goes_between_the_marks_and_nowhere_else(tmp_path):
     figures = json.loads((FOLDER / "benchmark.json").read_text(encoding="utf-8"))
     page = tmp_path / "README.md"
     page.write_text("before\n<!-- results:start -->\nold\n<!-- results:end -->\nafter\n", encoding="utf-8")
-    decoding_benchmark.write_results(figures, page)
+    decoding_benchmark.write_between_marks(page, decoding_benchmark.results_table(figures))
     text = page.read_text(encoding="utf-8")
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text and "Hugging Face" in text
     page.write_text("no marks", encoding="utf-8")
     with pytest.raises(ValueError, match="results:start"):
-        decoding_benchmark.write_results(figures, page)
+        decoding_benchmark.write_between_marks(page, decoding_benchmark.results_table(figures))
 
 
 def test_the_readme_quotes_the_committed_benchmark():

@@ -60,12 +60,12 @@ def test_the_readme_shows_the_committed_log(tmp_path):
     assert all(one["same_text"] for one in figures["results"])
     page = tmp_path / "README.md"
     page.write_text("before\n<!-- results:start -->\nold\n<!-- results:end -->\nafter\n", encoding="utf-8")
-    ladder.write_readme(figures, page)
+    ladder.write_between_marks(page, ladder.results_tables(figures))
     text = page.read_text(encoding="utf-8")
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text and "llama.cpp" in text
     page.write_text("no marks", encoding="utf-8")
     with pytest.raises(ValueError, match="results:start"):
-        ladder.write_readme(figures, page)
+        ladder.write_between_marks(page, ladder.results_tables(figures))
 
 
 @pytest.mark.slow
