@@ -13,11 +13,11 @@ import json
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from instruction_data_checks import DATA_FILE, FAMILIES_FILE, FOLDER, SPLITS, VERIFIABLE_TEST_FILE, question_of
-from instruction_data_verifiers import VERIFIERS
+from instruction_data_checks import DATA_FILE, FAMILIES_FILE, FIELDS, FOLDER, GROUPS, SPLITS, VERIFIABLE_TEST_FILE, question_of
+from instruction_data_verifiers import VERIFIERS, plain
 from previous_chapters import MODELS_DIR, OneLineParser, gpt2_tokenizer, load_pretrained_gpt, read_text
 
 SOURCES = FOLDER / "data-sources"
@@ -82,7 +82,9 @@ def verifiable_entry(source: dict, item: list, phrasing: str) -> dict:
     asked, answer, *others = item
     pieces = words_in(asked)
     inside = "{" in phrasing
-    check = {"kind": source["check"], "accept": [answer, *others]} | ({"case": True} if source.get("case") else {})
+    case = source.get("case", False)
+    accept = {plain(text, case): text for text in reversed([answer, *others])}  # "don't" is "do not"
+    check = {"kind": source["check"], "accept": [*accept.values()][::-1]} | ({"case": True} if case else {})
     return {
         "instruction": phrasing.format(*pieces) if inside else phrasing,
         "input": "" if inside else ", ".join(pieces),
@@ -102,10 +104,10 @@ def family_entries(source: dict, generator: random.Random) -> dict[str, list[dic
     """The entries of one family by split, {"train": [...], "test": ..., "val": ..., "unseen": ..., "seen": ...}, in source order."""
     held_out = source["held_out"]
     if source["family"] in OPEN:
-        entries = [dict(zip(("instruction", "input", "output"), item), family=source["family"], check=None) for item in held_out]
-        train = [dict(zip(("instruction", "input", "output"), item), family=source["family"], check=None) for item in source["train"]]
-        test = OPEN[source["family"]][1]
-        return {"train": train, "test": entries[:test], "val": entries[test:], "unseen": [], "seen": []}
+        num_train, num_test, _ = OPEN[source["family"]]
+        entries = [dict(zip(FIELDS, item), family=source["family"], check=None) for item in [*source["train"], *held_out]]
+        test, val = num_train, num_train + num_test
+        return {"train": entries[:test], "test": entries[test:val], "val": entries[val:], "unseen": [], "seen": []}
     parts = {"train": source["train"], "test": held_out[:TEST], "val": held_out[TEST : TEST + VAL], "unseen": held_out[TEST + VAL :]}
     made = {name: dealt(source, items, generator) for name, items in parts.items()}
     made["seen"] = []
@@ -118,7 +120,7 @@ def family_entries(source: dict, generator: random.Random) -> dict[str, list[dic
 def rephrased(folder: Path) -> list[dict]:
     """The questions that are asked in other words than the data's phrasings."""
     entries = load_json(folder / "generalize.json")
-    return [{key: entry[key] for key in ("instruction", "input", "output", "family", "check")} for entry in entries]
+    return [picked(entry, (*FIELDS, "family", "check")) for entry in entries]
 
 
 def make_entries(sources: dict[str, dict], folder: Path) -> dict[str, list[dict]]:
@@ -139,20 +141,40 @@ def make_entries(sources: dict[str, dict], folder: Path) -> dict[str, list[dict]
 # ---- what gpt2-mini knows ----
 
 
-def knows(models_dir: str | Path = MODELS_DIR) -> Callable[[dict], bool]:
-    """Return a function that tells whether gpt2-mini has met all tokens of an entry.
+def tokens_of(entry: dict, tokenizer) -> set[int]:
+    """The tokens of an entry's three fields."""
+    return {token for field in FIELDS for token in tokenizer.encode(entry[field])}
 
-    A token that never occurred in its training kept the row of the token embedding that all such tokens share.
+
+def known_tokens(tokenizer) -> set[int]:
+    """The tokens that gpt2-mini has met: one that never occurred in its training kept the embedding row that all such tokens share."""
+    rows = [row.tobytes() for row in load_pretrained_gpt({}, "mini", MODELS_DIR)[0].tok_emb.weight.detach().numpy()]  # vocab_size of them
+    ((shared, _),) = Counter(rows).most_common(1)
+    return {number for number, row in enumerate(rows) if row != shared}
+
+
+def mark_known(splits: dict[str, list[dict]]) -> None:
+    """Add `known` to each verifiable entry: gpt2-mini has met all its tokens, apart from phrasing and labels.
+
+    These are the tokens that stand in four or more of the family's 40 training entries: whoever tunes on them meets them there.
     """
     tokenizer = gpt2_tokenizer()
-    rows = load_pretrained_gpt({}, "mini", models_dir)[0].tok_emb.weight.detach().numpy()  # (vocab_size, emb_dim)
-    rows = [row.tobytes() for row in rows]
-    ((shared, _),) = Counter(rows).most_common(1)
-    met = {number for number, row in enumerate(rows) if row != shared}
-    return lambda entry: all(met.issuperset(tokenizer.encode(entry[field])) for field in ("instruction", "input", "output"))
+    met = known_tokens(tokenizer)
+    often = {family: Counter() for family in VERIFIABLE}
+    for entry in splits["train"]:
+        if entry["check"]:
+            often[entry["family"]].update(tokens_of(entry, tokenizer))
+    for entry in (entry for part in splits.values() for entry in part if entry["check"]):
+        counts = often[entry["family"]]
+        entry["known"] = all(token in met or counts[token] >= 4 for token in tokens_of(entry, tokenizer))
 
 
 # ---- files ----
+
+
+def picked(entry: dict, keys: tuple) -> dict:
+    """Those of the keys that the entry has, with their values, in this order."""
+    return {key: entry[key] for key in keys if key in entry}
 
 
 def one_a_line(rows: list) -> str:
@@ -176,7 +198,7 @@ def with_preferences(sources: dict, entries: list[dict], folder: Path) -> list[d
     for entry in entries:
         tone, text = rewrites[entry["family"], entry["instruction"], entry["input"]]
         sides = {"chosen": text, "rejected": entry["output"]} if tone == "polite" else {"chosen": entry["output"], "rejected": text}
-        pairs.append({key: entry[key] for key in ("instruction", "input", "output")} | sides)
+        pairs.append(picked(entry, FIELDS) | sides)
     return pairs
 
 
@@ -184,16 +206,11 @@ def make_files(folder: Path, output_dir: Path, preferences: Path | None) -> Iter
     """Yield (path, text) of each file."""
     sources = load_sources(folder)
     splits = make_entries(sources, folder)
+    mark_known(splits)
     entries = [entry for name in SPLITS for entry in splits[name]]
-    known = knows()
-    fields = ("instruction", "input", "output")
-    data = [{key: entry[key] for key in fields} for entry in entries]
-    yield output_dir / DATA_FILE.name, json.dumps(data, ensure_ascii=False, indent=1) + "\n"
-    rows = [{"family": e["family"], "check": e["check"]} | ({"known": known(e)} if e["check"] else {}) for e in entries]
-    yield output_dir / FAMILIES_FILE.name, one_a_line(rows)
-    groups = ("unseen", "seen", "rephrased")
-    test = [{**{key: e[key] for key in fields}, "family": e["family"], "group": group, "check": e["check"], "known": known(e)}
-            for group in groups for e in splits[group]]  # fmt: skip
+    yield output_dir / DATA_FILE.name, json.dumps([picked(entry, FIELDS) for entry in entries], ensure_ascii=False, indent=1) + "\n"
+    yield output_dir / FAMILIES_FILE.name, one_a_line([picked(entry, ("family", "check", "known")) for entry in entries])
+    test = [{**picked(entry, FIELDS), "group": group, **picked(entry, ("family", "check", "known"))} for group in GROUPS for entry in splits[group]]
     yield output_dir / VERIFIABLE_TEST_FILE.name, one_a_line(test)
     if preferences:
         yield preferences, json.dumps(with_preferences(sources, entries, folder), ensure_ascii=False, indent=1) + "\n"
