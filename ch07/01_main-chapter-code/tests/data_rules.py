@@ -7,13 +7,12 @@ copies with planted faults, which must not. The preference data has rules of its
 
 import codecs
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from decimal import Decimal
-from itertools import combinations
 
 from instruction_data_checks import FIELDS, SPLITS, question_of, verify, well_formed
 from instruction_data_verifiers import plain
-from make_data_card import THRESHOLD, item_text, nearest, normal
+from make_data_card import THRESHOLD, compared, nearest, normal
 from make_instruction_data import OPEN, SEEN, TEST, TRAIN, UNSEEN, VAL, VERIFIABLE, words_in
 
 NUMBERS = ("larger_number", "sort_numbers", "arithmetic")
@@ -22,7 +21,6 @@ LABELS = {
     "category": {"animal", "food", "tool", "clothing", "vehicle"},
     "part_of_speech": {"noun", "verb", "adjective", "adverb"},
 }
-SENTENCES = ("passive", "past_tense", "question", "grammar", "sentiment", "last_word")
 PRIVATE = {
     "an e-mail address": r"[\w.+-]+@[\w-]+\.\w+",
     "a web address": r"https?://|\bwww\.|\b[\w-]+\.(?:com|org|net|io)\b",
@@ -106,7 +104,7 @@ def text_faults(text):
     """What is typographically wrong with one text."""
     if "  " in text or "\t" in text:
         yield "double space"
-    if text != text.strip() or re.search(r" \n|\n ", re.sub(r"(?m)^ +", "", text)):
+    if text != text.strip() or re.search(r" \n|\n ", text):
         yield "space at the end"
     if re.search(r"\s[,;?!]|\s\.(?!\d|\.\.)", text):
         yield "space before a mark"
@@ -219,10 +217,7 @@ def repeat_faults(book):
 
 def leak_faults(book):
     """No held-out item is nearly one of training: sentences of one family among themselves, all open entries together."""
-    groups = {family: [book["sources"][family][part] for part in ("train", "held_out")] for family in SENTENCES}
-    groups["open"] = [[item for family in OPEN for item in book["sources"][family][part]] for part in ("train", "held_out")]
-    for group, (train, held_out) in groups.items():
-        texts, others = ([item_text(item, group == "open") for item in items] for items in (held_out, train))
+    for group, (texts, others) in compared(book["sources"]).items():
         for number, (similarity, other) in enumerate(nearest(texts, others)):
             if similarity >= THRESHOLD:
                 yield f"leak: {group} held out {number}, {texts[number]!r}, is {similarity:.2f} like {others[other]!r}"
