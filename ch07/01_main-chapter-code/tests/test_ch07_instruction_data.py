@@ -20,8 +20,9 @@ PREAMBLE = "Below is an instruction that describes a task. Write a response that
 @cache
 def stored():
     """The real files."""
-    sources = make_instruction_data.load_sources()
-    return {"sources": sources, "data": checks.load_data(), "families": checks.load_families(), "test": checks.load_verifiable_test()}
+    sources, folder = make_instruction_data.load_sources(), make_instruction_data.SOURCES / "preferences"
+    preferences = {family: make_instruction_data.load_json(folder / f"{family}.json") for family in sources}
+    return {"sources": sources, "preferences": preferences, "data": checks.load_data(), "families": checks.load_families(), "test": checks.load_verifiable_test()}
 
 
 @pytest.fixture
@@ -324,6 +325,28 @@ def test_lopsided_labels_are_seen(book):
         item[0].sort(key=float)
     must_see(data_rules.balance_faults(book), "balance: sentiment train")
     must_see(data_rules.balance_faults(book), "balance: larger_number train")
+
+
+@pytest.mark.parametrize(
+    "family, rewrite",
+    [
+        ("passive", "Somebody burned something, I am afraid."),
+        ("spelling", "It is recieve, of course."),
+        ("larger_number", "The larger one is 17, gladly."),
+        ("sort_numbers", "Here you are: 42, 19, 7"),
+        ("uppercase", "Gladly: wet paint"),
+    ],
+)
+def test_a_rewrite_without_the_answer_is_seen(book, family, rewrite):
+    book["preferences"][family][0] = ["polite", rewrite]
+    must_see(data_rules.preference_faults(book), f"preferences: {family} 0, the answer")
+
+
+def test_a_missing_rewrite_and_one_sided_tones_are_seen(book):
+    book["preferences"]["capitals"].pop()
+    book["preferences"]["lists"] = [["polite", text] for _, text in book["preferences"]["lists"]]
+    must_see(data_rules.preference_faults(book), "preferences: capitals has")
+    must_see(data_rules.preference_faults(book), "preferences: lists has 45 polite ones of 45")
 
 
 # ---- the data card ----
