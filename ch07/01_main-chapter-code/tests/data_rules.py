@@ -1,20 +1,19 @@
 """The rules that the instruction data keeps: each broken rule is one line that names the place.
 
-`find_faults(book)` runs all rules on {"sources": ..., "data": ..., "families": ..., "test": ...}: the written items by family,
-the 1,100 entries and their rows, the verifiable test. The tests call it on the real files, which must be clean, and on
-copies with planted faults, which must not. The preference data has rules of its own, in its folder.
+`find_faults(book)` runs all rules on {"sources": ..., "preferences": ..., "data": ..., "families": ..., "test": ...}: the written
+items and rewrites by family, the 1,100 entries and their rows, the verifiable test. The tests call it on the real files, which must be clean, and on
+copies with planted faults, which must not. Tone and balance of the preference data have rules of their own, in its folder.
 """
 
 import codecs
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from decimal import Decimal
-from itertools import combinations
 
 from instruction_data_checks import FIELDS, SPLITS, question_of, verify, well_formed
-from instruction_data_verifiers import plain
-from make_data_card import THRESHOLD, item_text, nearest, normal
-from make_instruction_data import OPEN, SEEN, TEST, TRAIN, UNSEEN, VAL, VERIFIABLE, words_in
+from instruction_data_verifiers import numbers_in, plain
+from make_data_card import THRESHOLD, compared, nearest, normal
+from make_instruction_data import OPEN, SEEN, TEST, TRAIN, UNSEEN, VAL, VERIFIABLE, verifiable_entry, words_in
 
 NUMBERS = ("larger_number", "sort_numbers", "arithmetic")
 LABELS = {
@@ -22,7 +21,6 @@ LABELS = {
     "category": {"animal", "food", "tool", "clothing", "vehicle"},
     "part_of_speech": {"noun", "verb", "adjective", "adverb"},
 }
-SENTENCES = ("passive", "past_tense", "question", "grammar", "sentiment", "last_word")
 PRIVATE = {
     "an e-mail address": r"[\w.+-]+@[\w-]+\.\w+",
     "a web address": r"https?://|\bwww\.|\b[\w-]+\.(?:com|org|net|io)\b",
@@ -106,7 +104,7 @@ def text_faults(text):
     """What is typographically wrong with one text."""
     if "  " in text or "\t" in text:
         yield "double space"
-    if text != text.strip() or re.search(r" \n|\n ", re.sub(r"(?m)^ +", "", text)):
+    if text != text.strip() or re.search(r" \n|\n ", text):
         yield "space at the end"
     if re.search(r"\s[,;?!]|\s\.(?!\d|\.\.)", text):
         yield "space before a mark"
@@ -219,10 +217,7 @@ def repeat_faults(book):
 
 def leak_faults(book):
     """No held-out item is nearly one of training: sentences of one family among themselves, all open entries together."""
-    groups = {family: [book["sources"][family][part] for part in ("train", "held_out")] for family in SENTENCES}
-    groups["open"] = [[item for family in OPEN for item in book["sources"][family][part]] for part in ("train", "held_out")]
-    for group, (train, held_out) in groups.items():
-        texts, others = ([item_text(item, group == "open") for item in items] for items in (held_out, train))
+    for group, (texts, others) in compared(book["sources"]).items():
         for number, (similarity, other) in enumerate(nearest(texts, others)):
             if similarity >= THRESHOLD:
                 yield f"leak: {group} held out {number}, {texts[number]!r}, is {similarity:.2f} like {others[other]!r}"
@@ -297,9 +292,37 @@ def balance_faults(book):
                 yield f"balance: {family} {part} {dict(labels)}"
 
 
+def still_right(check, rewrite):
+    """True if a rewrite in another tone holds an accepted answer, in a sentence of most of its words."""
+    if check.get("case"):
+        return any(text.rstrip(".!?") in rewrite for text in check["accept"])
+    if check["kind"] == "text":
+        said = set(normal(plain(rewrite)).split())
+        return any(len(words & said) >= 0.7 * len(words) for words in (set(normal(plain(text)).split()) for text in check["accept"]))
+    if check["kind"] == "number":
+        return bool({n for text in check["accept"] for n, _, _ in numbers_in(text)} & {n for n, _, _ in numbers_in(rewrite)})
+    pattern = r"\W+(?:and |then )?" if check["kind"] == "list" else r"\W+"
+    return any(re.search(rf"\b{pattern.join(map(re.escape, normal(text).split()))}\b", normal(rewrite)) for text in check["accept"])
+
+
+def preference_faults(book):
+    """A rewrite for each item of training, test and validation, half of them polite, with the answer kept."""
+    for family, lines in book["preferences"].items():
+        source = book["sources"][family]
+        items = source["train"] + source["held_out"][: None if family in OPEN else TEST + VAL]
+        polite = sum(tone == "polite" for tone, _ in lines)
+        if len(lines) != len(items) or abs(polite - len(lines) / 2) > 1:
+            yield f"preferences: {family} has {polite} polite ones of {len(lines)} for {len(items)} items"
+        for number, (item, (_, rewrite)) in enumerate(zip(items, lines)):
+            check = None if family in OPEN else verifiable_entry(source, item, source["phrasings"][0])["check"]
+            if check and not still_right(check, rewrite):
+                yield f"preferences: {family} {number}, the answer {item[1]!r} is not in {rewrite!r}"
+            yield from (f"preferences: {family} {number}, {fault}: {rewrite!r}" for fault in text_faults(rewrite))
+
+
 RULES = (
     family_faults, typing_faults, duplicate_faults, phrasing_faults, word_faults, repeat_faults, leak_faults, answer_faults, truth_faults,
-    balance_faults,
+    balance_faults, preference_faults,
 )  # fmt: skip
 
 
