@@ -17,6 +17,8 @@ if os.environ.get("CI") != "true":
 
 import fast_decode
 import fast_storage
+import kernels
+import numpy as np
 from fast_decode import FastModel, StackedKVCache
 from gemma3 import Gemma3Model
 from llama import Llama3Model, Llama3ModelFast, generate_text_basic_stream
@@ -200,6 +202,37 @@ class FakeFile(dict):
                 weights += [float(scale) * (int(q) - 256 * (int(q) > 127)) for q in numbers]
         self[name] = (kind, (rows, d_in), data)
         return torch.tensor(weights).view(rows, d_in)
+
+
+def rounded_vector(x):
+    """Blocks of 32 numbers as whole numbers from -127 to 127 times their scale, by hand."""
+    blocks = x.reshape(-1, 32).astype(np.float32)
+    largest = np.abs(blocks).max(axis=1, keepdims=True)
+    numbers = np.rint(blocks * (np.float32(127) / np.maximum(largest, np.float32(1e-30))))
+    return (numbers * (largest / np.float32(127))).reshape(-1)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 50.0])
+def test_the_rounded_product_is_the_exact_one_of_the_rounded_vector(size):
+    numbers, file = np.random.default_rng(3), FakeFile()
+    weight = file.add("w", "Q4_1", 48, 160).double().numpy()
+    x = (size * numbers.standard_normal(160)).astype(np.float32)
+    x[32:64] = 0  # a block without any scale
+    y, exact = np.empty(48, np.float32), np.empty(48, np.float32)
+    kernels.multiply(fast_storage.store_file_blocks(*file["w"], rounded=True), x, y, 1)
+    kernels.multiply(fast_storage.store_file_blocks(*file["w"]), x, exact, 1)
+    assert np.allclose(y, weight @ rounded_vector(x), atol=1e-5 * size)
+    assert np.allclose(exact, weight @ x, atol=1e-5 * size)
+    assert not np.allclose(y, exact, atol=1e-3 * size)  # rounding does show
+
+
+@pytest.mark.parametrize("byte", [0x00, 0xFF, 0x0F, 0xF0])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_sums_fit_a_word_of_16_bits(byte, sign):
+    data = (np.float16(1).tobytes() + np.float16(-8).tobytes() + bytes([byte] * 16)) * 16
+    x, y = np.full(32, sign, np.float32), np.empty(16, np.float32)
+    kernels.multiply(fast_storage.store_file_blocks("Q4_1", (16, 32), data, rounded=True), x, y, 1)
+    assert np.allclose(y, sign * 16 * ((byte & 15) + (byte >> 4) - 16), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["plain llama", "gemma"])
