@@ -11,68 +11,13 @@ numba compiles a function for the types that it is called with and leaves out th
 rows side by side are a full register of the widest processors: the inner loop runs over rows, so no sum crosses lanes.
 """
 
-import hashlib
-import os
-import sqlite3
-import tempfile
-from pathlib import Path
-
 import numba
 import numpy as np
+from machine_code import QUICK
 from numba import njit, prange
 
-LOCKS = []  # open until the process ends, however it ends
-
-
-def own_slot(folder: Path) -> Path | None:
-    """The first numbered subfolder that no running process uses, ours until this one ends; None if none can be locked.
-
-    numba's index of kept machine code is not made for two writers: each would give its own code the next number, and one
-    would then load the other's code for other types, which crashes. A database's exclusive lock works on every system.
-    """
-    for number in range(64):
-        slot = folder / str(number)
-        slot.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = sqlite3.connect(slot / "in-use.db", timeout=0, check_same_thread=False)
-            lock.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError:  # another process has it
-            continue
-        LOCKS.append(lock)
-        return slot
-    return None
-
-
-def compiled_folder() -> Path | None:
-    """Where numba keeps machine code between runs: a folder named for these sources, or None if none can be written.
-
-    numba itself would not notice that a function called by a kept one was edited; with the name, an edit means a new folder.
-    """
-    here = Path(__file__)
-    sources = b"".join(path.read_bytes() for path in (here, here.with_name("decode_steps.py")) if path.is_file())
-    places = (os.environ.get("LLM_COURSE_CACHE"), os.environ.get("XDG_CACHE_HOME"), Path.home() / ".cache", tempfile.gettempdir())
-    for place in filter(None, places):
-        folder = Path(place) / "llm-course" / f"compiled-{hashlib.sha256(sources).hexdigest()[:16]}"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                return own_slot(folder)
-        except OSError:
-            continue
-    return None
-
-
-COMPILED = compiled_folder()
-if COMPILED is not None:
-    numba.config.CACHE_DIR = str(COMPILED)
 numba.config.THREADING_LAYER = "workqueue"  # numba's OpenMP pool is PyTorch's too, and would change its number of threads
-
 LANES, BLOCK = 16, 32
-QUICK = {
-    "fastmath": True,
-    "nogil": True,
-    "cache": COMPILED is not None,
-}  # fastmath: sums in any order, or nothing would run in parallel lanes
 
 
 @njit(**QUICK)
@@ -262,6 +207,25 @@ def rotate(heads, cos, sin):
 
 
 @njit(**QUICK)
+def add_weighted(weights, values, context):
+    """context (head_dim) += weights (num_tokens) @ values (num_tokens, head_dim).
+
+    Eight tokens at a time, so that the context is loaded and stored an eighth as often.
+    """
+    eights = len(weights) // 8
+    w, v = weights[: 8 * eights].reshape(-1, 8), values[: 8 * eights].reshape(-1, 8, values.shape[1])
+    for eight in range(eights):
+        for i in range(len(context)):
+            total = np.float32(0)
+            for token in range(8):
+                total += w[eight, token] * v[eight, token, i]
+            context[i] += total
+    for token in range(8 * eights, len(weights)):
+        for i in range(len(context)):
+            context[i] += weights[token] * values[token, i]
+
+
+@njit(**QUICK)
 def attend_head(query, keys, values, scaling, scores, context):
     """One query (head_dim) over keys and values (num_tokens, head_dim) -> context (head_dim); scores (num_tokens): working space."""
     largest, total = np.float32(-np.inf), np.float32(0)
@@ -275,10 +239,9 @@ def attend_head(query, keys, values, scaling, scores, context):
         scores[token] = quick_exp(scores[token] - largest)
         total += scores[token]
     context[:] = np.float32(0)
-    for token in range(len(scores)):
-        weight = scores[token] / total
-        for i in range(len(query)):
-            context[i] += weight * values[token, i]
+    add_weighted(scores, values, context)
+    for i in range(len(context)):
+        context[i] /= total
 
 
 @njit(**QUICK)

@@ -320,10 +320,10 @@ except ImportError as error:
 PRODUCT = """
 import numpy as np
 {before}
-import kernels
+import kernels, machine_code
 y = np.empty(3, np.float32)
 kernels.rows_times(np.ones((3, 4), np.float32), np.ones(3, np.float32), np.arange(4, dtype=np.float32), y)
-print(y.tolist(), kernels.COMPILED)
+print(y.tolist(), machine_code.COMPILED)
 """
 
 
@@ -346,10 +346,10 @@ def test_two_processes_may_compile_at_once_and_a_third_compiles_nothing(tmp_path
 
 def test_no_two_running_processes_share_a_folder_of_machine_code(tmp_path):
     environment = {**os.environ, "LLM_COURSE_CACHE": str(tmp_path)}
-    wait = [sys.executable, "-c", "import kernels; print(kernels.COMPILED, flush=True); input()"]
+    wait = [sys.executable, "-c", "import machine_code; print(machine_code.COMPILED, flush=True); input()"]
     first = subprocess.Popen(wait, cwd=FOLDER, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     place = first.stdout.readline().strip()
-    code = "import kernels; print(kernels.COMPILED)"
+    code = "import machine_code; print(machine_code.COMPILED)"
     beside = run_python(code, LLM_COURSE_CACHE=str(tmp_path))
     first.kill()  # without a chance to clean up
     first.communicate()
@@ -358,9 +358,9 @@ def test_no_two_running_processes_share_a_folder_of_machine_code(tmp_path):
 
 
 def test_an_edit_of_any_source_means_a_new_folder_of_machine_code(tmp_path):
-    for name in ("kernels.py", "decode_steps.py"):
+    for name in ("machine_code.py", "kernels.py", "decode_steps.py"):
         (tmp_path / name).write_bytes((FOLDER / name).read_bytes())
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import kernels; print(kernels.COMPILED)"
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import machine_code; print(machine_code.COMPILED)"
     before = run_python(code, LLM_COURSE_CACHE=str(tmp_path))
     with open(tmp_path / "decode_steps.py", "a", encoding="utf-8") as file:
         file.write("# edited\n")
