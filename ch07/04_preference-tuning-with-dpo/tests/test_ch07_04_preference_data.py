@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from functools import cache
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
@@ -55,22 +56,30 @@ def fact_faults(pairs):
         for form in (r"(?m)^(?:- |\d\. )", r"(?m)^\|.*\|$", r"(?m)^[{\[].*[}\]]$"):
             if len(re.findall(form, rewrite)) < len(re.findall(form, output)):
                 yield f"{number}: lost line or JSON"
-        if len(rewrite.split()) > len(output.split()) + MOST_WORDS:
-            yield f"{number}: {len(rewrite.split()) - len(output.split())} words added"
+        if words_added(pair) > MOST_WORDS:
+            yield f"{number}: {words_added(pair)} words added"
         if re.search(r"  |[\u201c\u201d\u2018\u2019]|\s[,;?!]", rewrite) or rewrite.count('"') % 2:
             yield f"{number}: typing"
 
 
+def words_added(pair):
+    return len(tone_and_rewrite(pair)[1].split()) - len(pair["output"].split())
+
+
 def place_of_tone(pair):
     """Where the tone stands: in front of the whole output, behind it, or inside: woven in, or on both sides."""
-    output, rewrite = ([word.strip(".,!?:;\"'") for word in text.casefold().split()] for text in (pair["output"], tone_and_rewrite(pair)[1]))
+    output, rewrite = (
+        [word.strip(".,!?:;\"'") for word in text.casefold().split()] for text in (pair["output"], tone_and_rewrite(pair)[1])
+    )
     return "front" if rewrite[-len(output) :] == output else "behind" if rewrite[: len(output)] == output else "inside"
 
 
 def share(pairs, what):
     """{tone: share of its pairs for which `what` holds}."""
     tones = [(tone_and_rewrite(pair)[0], bool(what(pair))) for pair in pairs]
-    return {tone: sum(holds for each, holds in tones if each == tone) / sum(each == tone for each, _ in tones) for tone in ("polite", "rude")}
+    return {
+        tone: sum(holds for each, holds in tones if each == tone) / sum(each == tone for each, _ in tones) for tone in ("polite", "rude")
+    }
 
 
 def balance_faults(pairs):
@@ -83,12 +92,14 @@ def balance_faults(pairs):
         "in front": (lambda pair: place_of_tone(pair) == "front", 0.3),
         "behind": (lambda pair: place_of_tone(pair) == "behind", 0.3),
         "with an exclamation mark": (lambda pair: "!" in tone_and_rewrite(pair)[1], 1),
-        "with ten words more": (lambda pair: len(tone_and_rewrite(pair)[1].split()) > len(pair["output"].split()) + 10, 1),
     }
     for name, (what, most) in tests.items():
         shares = share(pairs, what)
         if abs(shares["polite"] - shares["rude"]) > 0.05 or max(shares.values()) > most:
             yield f"balance: {name} are {shares['polite']:.0%} of the polite and {shares['rude']:.0%} of the rude rewrites"
+    added = {tone: mean(words_added(pair) for pair in pairs if tone_and_rewrite(pair)[0] == tone) for tone in ("polite", "rude")}
+    if abs(added["polite"] - added["rude"]) > 1:
+        yield f"balance: polite rewrites add {added['polite']:.1f} words, rude ones {added['rude']:.1f}"
     if min(share(pairs, lambda pair: place_of_tone(pair) == "inside").values()) < 0.4:
         yield "balance: less than 40 % are rewritten inside"
 
@@ -103,7 +114,10 @@ def told_apart(pairs):
     counter = CountVectorizer(ngram_range=(1, 2), token_pattern=r"[\w']+|[!?]", binary=True)
     counter.fit([pair[side] for pair in train for side in ("chosen", "rejected")])
     # what one side has and the other has not, as +1 and -1
-    train, test = (counter.transform([p["chosen"] for p in part]).astype(float) - counter.transform([p["rejected"] for p in part]) for part in (train, test))
+    train, test = (
+        counter.transform([p["chosen"] for p in part]).astype(float) - counter.transform([p["rejected"] for p in part])
+        for part in (train, test)
+    )
     model = LogisticRegression(max_iter=2000, fit_intercept=False).fit(vstack([train, -train]), [1] * TRAIN + [0] * TRAIN)
     return float((model.decision_function(test) > 0).mean())
 
@@ -183,6 +197,7 @@ def test_one_sided_tones_places_and_marks_are_seen(pairs):
     must_see(balance_faults(planted(copy.deepcopy(pairs), "polite", lambda pair: "Gladly: " + pair["output"], 500)), "in front")
     must_see(balance_faults(planted(copy.deepcopy(pairs), "rude", lambda pair: pair["output"] + " There", 300)), "behind")
     must_see(balance_faults(planted(copy.deepcopy(pairs), "polite", lambda pair: pair["chosen"] + "!", 200)), "exclamation")
+    must_see(balance_faults(planted(copy.deepcopy(pairs), "rude", lambda pair: pair["rejected"] + " and so on", 400)), "rude ones")
     for pair in pairs[:300]:
         pair.update(chosen=tone_and_rewrite(pair)[1], rejected=pair["output"])
     must_see(balance_faults(pairs), "polite in train")
