@@ -11,6 +11,8 @@ from previous_chapters import read_text
 
 # ---- from ch07/01_main-chapter-code/instruction_data_checks.py ----
 
+DATA_FILE = Path(__file__).resolve().parent / "instruction-data.json"
+
 
 def read_list(path: str | Path) -> list[dict]:
     """Read a JSON list of objects; anything else is a ValueError of one line."""

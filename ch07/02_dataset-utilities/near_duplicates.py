@@ -44,9 +44,11 @@ def tfidf_vectors(texts: list[str]) -> csr_matrix:
 
     The columns are the runs of 1 to 3 characters that occur in the texts; most values are zero, so only the others are stored.
     """
-    if not any(texts):
+    filled = [text for text in texts if text]  # the weights depend on the number of texts, and an empty field is none
+    if not filled:
         return csr_matrix((len(texts), 1))
-    return TfidfVectorizer(analyzer="char", ngram_range=(1, 3)).fit_transform(texts)  # (num_texts, num_ngrams)
+    vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 3)).fit(filled)
+    return vectorizer.transform(texts)  # (num_texts, num_ngrams)
 
 
 def similarity_blocks(rows: list[dict], columns: list[dict] | None, keys: tuple[str, ...]) -> Iterator[tuple[int, int, np.ndarray]]:
