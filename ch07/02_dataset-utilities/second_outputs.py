@@ -7,8 +7,10 @@ explains this file in sections 4 and 5.
 import json
 import os
 import re
+import socket
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 from near_duplicates import preprocess_text, tfidf_vectors
@@ -34,7 +36,8 @@ def connect(service: str, config_file: str | Path = "config.json"):
     """Return a client of openai's package, or None for "stored". Section 4.
 
     "ollama" is a server on this machine (OLLAMA_HOST names another one). "openai" takes the key from the environment variable
-    OPENAI_API_KEY or from config_file. Raises ValueError in one line for an unknown service and for a missing key.
+    OPENAI_API_KEY or from config_file. Raises ValueError in one line for an unknown service, a missing key, and an Ollama that
+    is not running.
     """
     if service not in SERVICES:
         raise ValueError(f"unknown service {service!r} (known: {', '.join(SERVICES)})")
@@ -43,8 +46,8 @@ def connect(service: str, config_file: str | Path = "config.json"):
     from openai import OpenAI  # here, so that everything else works without the package
 
     if service == "ollama":
-        host = os.environ.get("OLLAMA_HOST", "localhost:11434")
-        return OpenAI(base_url=(host if "://" in host else f"http://{host}") + "/v1", api_key="ollama", timeout=120)
+        address = ollama_address()
+        return OpenAI(base_url=f"{address}/v1", api_key="ollama", timeout=120)
     key = os.environ.get("OPENAI_API_KEY")
     if not key and Path(config_file).exists():
         try:
@@ -54,6 +57,18 @@ def connect(service: str, config_file: str | Path = "config.json"):
     if not key:
         raise ValueError(f"no key: set the environment variable OPENAI_API_KEY, or copy config.example.json to {config_file}")
     return OpenAI(api_key=key, timeout=120)
+
+
+def ollama_address() -> str:
+    """Return the address of a running Ollama; ValueError that says what to do if nobody answers there. Section 4."""
+    host = os.environ.get("OLLAMA_HOST", "localhost:11434")
+    address = (host if "://" in host else f"http://{host}").rstrip("/")
+    parts = urlsplit(address)
+    try:
+        socket.create_connection((parts.hostname, parts.port or 11434), timeout=5).close()
+    except OSError:
+        raise ValueError(f"nobody answers at {address}: start Ollama (ollama serve) and fetch a model (ollama pull llama3.2)") from None
+    return address
 
 
 def run_chatgpt(prompt: str, client, model: str = "gpt-4-turbo") -> str:

@@ -110,7 +110,8 @@ def test_texts_that_differ_in_case_and_punctuation_have_similarity_one_and_reach
     dice = random.Random(1)
     for _ in range(20):
         text = " ".join(dice.choices(WORDS, k=9))
-        assert similar_pairs(entries_of(text, text.upper() + "!", "quite another text"), threshold=1.0, keys=("instruction",))[0][:2] == (0, 1)
+        data = entries_of(text, text.upper() + "!", "quite another text")
+        assert [pair[:2] for pair in similar_pairs(data, threshold=1.0, keys=("instruction",))] == [(0, 1)]
 
 
 def test_the_planted_pairs_of_the_examples_are_found():
@@ -156,7 +157,7 @@ def test_a_field_that_is_empty_everywhere_changes_nothing():
 
 
 def test_fields_that_the_first_entry_lacks_are_searched(capsys):
-    data = [{"instruction": "Name a fruit."}, {"instruction": "Where?", "note": "a long note"}, {"instruction": "Why?", "note": "A long note!"}]
+    data = entries_of("Name a fruit.") + entries_of("a long note", "A long note!", field="note")
     assert find_print_and_remove_near_duplicates(data) == data
     assert "note: 1 pairs" in capsys.readouterr().out
 
@@ -269,7 +270,8 @@ def test_training_entries_near_a_later_one_are_reported_and_removed(tmp_path, ca
     ],
 )
 def test_bad_input_ends_in_one_line_and_changes_no_file(arguments, complaint, tmp_path, monkeypatch, capsys):
-    files = {"object.json": "{}", "numbers.json": "[1]", "broken.json": "[", "list.json": '[{"instruction": "Go."}]', "texts.json": '[{"t": "a"}]'}
+    files = {"object.json": "{}", "numbers.json": "[1]", "broken.json": "["}
+    files |= {"list.json": '[{"instruction": "Go."}]', "texts.json": '[{"t": "a"}]'}
     for name, text in files.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)

@@ -1,14 +1,27 @@
 """Second outputs: what a service receives, that nothing paid is lost, and that each kind of faulty answer is named."""
 
 import json
+import re
+import socket
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import ask_smollm2
 import pytest
 from instructions import read_list
-from second_outputs import SERVICES, build_prompt, collect_answers, connect, fault_of, find_faults, is_passive, own_similarities, run_chatgpt
+from second_outputs import (
+    SERVICES,
+    build_prompt,
+    collect_answers,
+    connect,
+    fault_of,
+    find_faults,
+    is_passive,
+    own_similarities,
+    run_chatgpt,
+)
 
 FOLDER = Path(__file__).resolve().parent.parent
 KEY = "OPENAI_API_KEY"
@@ -84,6 +97,15 @@ def test_a_missing_key_is_one_line(text, complaint, tmp_path, monkeypatch):
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=", ".join(SERVICES)):
         connect("gpt")
+
+
+def test_an_ollama_that_is_not_running_is_one_line(monkeypatch):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound, but nobody listens
+        monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{closed.getsockname()[1]}")
+        with pytest.raises(ValueError, match="nobody answers at http://127.0.0.1.*ollama serve") as error:
+            connect("ollama")
+    assert "\n" not in str(error.value)
 
 
 def test_nothing_that_was_answered_is_asked_again(tmp_path):
@@ -165,6 +187,31 @@ def test_stored_second_outputs_are_free_of_faults_and_planted_ones_are_counted(m
         planted[position + 1]["output_2"] = modified[position + 100]["output_2"]
         planted[position + 2]["output_2"] = ""
     assert Counter(find_faults(planted)) == {"": 170, "copy": 10, "off task": 10, "empty": 10}
+
+
+def test_answers_of_smollm2_belong_to_the_examples_and_the_counts_of_the_page_are_true(modified):
+    answered, page = read_list(FOLDER / "instruction-examples-smollm2.json"), (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert [{**entry, "output_2": ""} for entry in answered] == [{**entry, "output_2": ""} for entry in modified]
+    counts = Counter(find_faults(answered))
+    rows = dict(re.findall(r"^\| (nothing found|[a-z ]+) \| (\d+) \|$", page, re.MULTILINE))
+    assert {name: int(count) for name, count in rows.items()} == {name or "nothing found": count for name, count in counts.items()}
+
+
+@pytest.mark.slow
+def test_smollm2_still_gives_the_stored_answers(tmp_path):
+    output = tmp_path / "try.json"
+    assert ask_smollm2.main(["--limit", "2", "--device", "cpu", "--output", str(output)]) == 0
+    assert read_list(output) == read_list(FOLDER / "instruction-examples-smollm2.json")[:2]
+
+
+@pytest.mark.parametrize("text, complaint", [('[{"input": "x"}]', "have an output"), ("[]", "have an output"), ("{}", "not a JSON list")])
+def test_bad_entries_for_smollm2_are_one_line(text, complaint, tmp_path, capsys):
+    source = tmp_path / "data.json"
+    source.write_text(text, encoding="utf-8")
+    with pytest.raises(SystemExit) as stop:
+        ask_smollm2.main(["--json_file", str(source), "--output", str(tmp_path / "out.json")])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and complaint in error and error.count("\n") == 1 and not (tmp_path / "out.json").exists()
 
 
 def test_own_similarity_tells_a_rewrite_from_another_entry(modified):
