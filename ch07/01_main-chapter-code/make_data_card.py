@@ -1,4 +1,4 @@
-"""Recompute the data card of `instruction-data.json`: counts, lengths, openings, similarity of the splits, and the plot.
+"""Recompute the data card of `instruction-data.json`: families, groups, known tokens, lengths, openings, likeness, and the plot.
 
 The numbers stand in README.md between two markers; nobody edits them by hand. Chapter 7, the course's own data.
 
@@ -6,19 +6,21 @@ Write them and the plot:    python make_data_card.py
 Only compare them:          python make_data_card.py --check        (exit code 1 if README.md is stale)
 """
 
-import argparse
 import re
 import sys
 from collections import Counter
 from pathlib import Path
 from statistics import mean, median, quantiles
 
-from instruction_data_checks import DATA_FILE, FAMILIES_FILE, FOLDER, SPLITS, load_data, load_families, question_of, split, summary
+from instruction_data_checks import FOLDER, GROUPS, SPLITS, load_data, load_families, load_verifiable_test, split
+from make_instruction_data import OPEN, VERIFIABLE, load_sources, verifiable_entry
+from previous_chapters import COLORS, OneLineParser, use_course_style
 
 README = FOLDER / "README.md"
 PLOT = FOLDER / "figures" / "data-lengths.svg"
 BEGIN, END = "<!-- data card: begin -->", "<!-- data card: end -->"
-THRESHOLD = 0.75  # a test or validation question more similar than this to one of the training set counts as leaked
+THRESHOLD = 0.75  # a held-out item more similar than this to one of training counts as leaked
+SENTENCES = ("passive", "past_tense", "question", "grammar", "sentiment", "last_word")  # families whose inputs are sentences
 
 
 def normal(text: str) -> str:
@@ -26,9 +28,9 @@ def normal(text: str) -> str:
     return " ".join(re.sub(r"[^\w\s]", " ", text.lower()).split())
 
 
-def opening(entry: dict) -> str:
-    """The first three words of an instruction, in lower case, without punctuation."""
-    return " ".join(normal(entry["instruction"]).split()[:3])
+def item_text(item: list, is_open: bool) -> str:
+    """Input and answer of an item; of an open one the instruction too. Plain instructions repeat, so they are left out elsewhere."""
+    return "\n".join(item[:3] if is_open else item[:2])
 
 
 def nearest(texts: list[str], others: list[str]) -> list[tuple[float, int]]:
@@ -44,10 +46,44 @@ def nearest(texts: list[str], others: list[str]) -> list[tuple[float, int]]:
     return [(float(row[column]), int(column)) for row, column in zip(similarity, best)]
 
 
+def compared(sources: dict) -> dict[str, tuple[list[str], list[str]]]:
+    """{family: (held-out texts, training texts)} of the families of sentences, and of all open families together."""
+    groups = {family: ([family], False) for family in SENTENCES} | {"open": (list(OPEN), True)}
+    return {
+        name: tuple([item_text(item, is_open) for family in families for item in sources[family][part]] for part in ("held_out", "train"))
+        for name, (families, is_open) in groups.items()
+    }
+
+
 def table(header: tuple, rows: list[tuple]) -> list[str]:
-    """Markdown lines of a table; all columns but the first stand right."""
-    lines = [header, ("---", *["---:"] * (len(header) - 1)), *rows]
+    """Markdown lines of a table; cells with numbers stand right."""
+    right = [all(re.match(r"[\d,.]+%?$|$", str(row[column])) for row in rows) for column in range(len(header))]
+    lines = [header, tuple("---:" if number else "---" for number in right), *rows]
     return ["| " + " | ".join(str(cell) for cell in line) + " |" for line in lines]
+
+
+def family_rows(sources: dict, families: list[dict], test: list[dict]) -> list[tuple]:
+    """Family, how it is checked, an example, entries by split and group."""
+    counts = Counter((part, row["family"]) for part, rows in zip(SPLITS, split(families)) for row in rows)
+    counts.update((entry["group"], entry["family"]) for entry in test)
+    rows = []
+    for family in (*VERIFIABLE, *OPEN):
+        source = sources[family]
+        if family in OPEN:
+            kind, (instruction, asked, output) = "", source["train"][0]
+        else:
+            entry = verifiable_entry(source, source["train"][0], source["phrasings"][0])
+            kind, instruction, asked, output = source["check"], entry["instruction"], entry["input"], entry["output"]
+        example = " / ".join(filter(None, (instruction, asked, f"**{output}**"))).replace("\n", " / ").replace("|", "\\|")
+        rows.append((family, kind, example, *(counts[part, family] or "" for part in (*SPLITS, *GROUPS))))
+    return rows
+
+
+def known_rows(families: list[dict], test: list[dict]) -> list[tuple]:
+    """Verifiable entries by split and group, and how many of them are known."""
+    parts = dict(zip(SPLITS, split(families))) | {group: [entry for entry in test if entry["group"] == group] for group in GROUPS}
+    checked = {name: [row["known"] for row in rows if row["check"]] for name, rows in parts.items()}
+    return [(name, len(flags), sum(flags), f"{sum(flags) / len(flags):.0%}") for name, flags in checked.items()]
 
 
 def length_rows(data: list[dict]) -> list[tuple]:
@@ -65,31 +101,35 @@ def middle_half(data: list[dict], field: str) -> str:
     return f"{low:.0f} to {high:.0f}"
 
 
-def quote(entry: dict) -> str:
-    """A question in one line of markdown."""
-    text = " / ".join(filter(None, (entry["instruction"], entry["input"]))).replace("\n", " ").replace("|", "\\|").replace("_", "\\_")
-    return f"*{text}*"
+def likeness_lines(sources: dict) -> list[str]:
+    """What is most alike in training and held-out items."""
+    rows = []
+    for name, (texts, others) in compared(sources).items():
+        (similarity, other), text = max(zip(nearest(texts, others), texts))
+        pair = (" / ".join(piece for piece in each.split("\n") if piece) for each in (text, others[other]))
+        rows.append((name, f"{similarity:.2f}", *(piece if len(piece) < 70 else piece[:67] + "..." for piece in pair)))
+    return table(("family", "similarity", "held out", "training"), rows)
 
 
-def card(data: list[dict], families: list[dict]) -> str:
+def card(sources: dict, data: list[dict], families: list[dict], test: list[dict]) -> str:
     """Return the data card's computed part as markdown."""
-    rows = summary(data, families)
-    total = ("total", *(sum(column) for column in list(zip(*rows))[1:]))
     empty = sum(not entry["input"] for entry in data)
-    openings = Counter(map(opening, data)).most_common(20)
-    train, test, val = split(data)
-    held_out = test + val
-    found = nearest(list(map(question_of, held_out)), list(map(question_of, train)))
-    similarity, mine, other = max((value, i, column) for i, (value, column) in enumerate(found))
-    alone = max(nearest([entry["instruction"] for entry in held_out], [entry["instruction"] for entry in train]))[0]
-    characters = sum(len(text) for entry in data for text in entry.values())
+    several = sum("\n" in entry["output"] or len(re.findall(r"[.!?](?:\s|$)", entry["output"])) > 1 for entry in data)
+    openings = Counter(" ".join(normal(entry["instruction"]).split()[:3]) for entry in data)
+    rows = family_rows(sources, families, test)
+    total = ("total", "", "", *(sum(number or 0 for number in column) for column in list(zip(*rows))[3:]))
     lines = [
-        f"{len(data):,} entries, {characters:,} characters; splits by position: train {SPLITS['train']}, test {SPLITS['test']}, "
-        f"validation {SPLITS['val']}. The input is empty in {empty} entries ({empty / len(data):.0%}).",
+        f"{len(data):,} entries, {sum(len(text) for entry in data for text in entry.values()):,} characters; splits by position: "
+        f"train {SPLITS['train']}, test {SPLITS['test']}, validation {SPLITS['val']}. The input is empty in {empty} entries "
+        f"({empty / len(data):.0%}); {several} outputs have several sentences or lines.",
         "",
-        "**Families.** \"Verified\" counts the entries whose answer a program proves.",
+        "**Families**, with the first item of each; the answer is in bold. The last three columns are the groups of the verifiable test.",
         "",
-        *table(("family", "entries", "verified", "train", "test", "validation"), [*rows, total]),
+        *table(("family", "check", "example", *SPLITS, *GROUPS), [*rows, total]),
+        "",
+        "**Known to `gpt2-mini`**: verifiable entries all of whose tokens it has met, apart from those of phrasing and labels.",
+        "",
+        *table(("part", "verifiable", "known", "share"), known_rows(families, test)),
         "",
         "**Lengths in words.**",
         "",
@@ -98,17 +138,14 @@ def card(data: list[dict], families: list[dict]) -> str:
         f"![Histograms: most instructions have {middle_half(data, 'instruction')} words, most outputs {middle_half(data, 'output')}; "
         f"few are much longer.](figures/{PLOT.name})",
         "",
-        f"**Likeness of the splits.** Greatest cosine similarity of a test or validation question to a training question, on character "
-        f"1-3-grams weighted by TF-IDF: {similarity:.2f} (allowed: below {THRESHOLD}), between",
+        f"**Likeness.** Greatest cosine similarity of a held-out item to a training item of its family, on character 1-3-grams weighted "
+        f"by TF-IDF, instructions left out in the families that repeat them (allowed: below {THRESHOLD}):",
         "",
-        f"- held out: {quote(held_out[mine])}",
-        f"- training: {quote(train[other])}",
+        *likeness_lines(sources),
         "",
-        f"Instructions alone, without their inputs: at most {alone:.2f}.",
+        f"**Openings.** {len(openings)} different openings of three words; the ten most frequent:",
         "",
-        f"**Openings.** {len(set(map(opening, data)))} different openings of three words; the 20 most frequent:",
-        "",
-        *table(("opening", "entries", "share"), [(words, count, f"{count / len(data):.1%}") for words, count in openings]),
+        *table(("opening", "entries", "share"), [(words, n, f"{n / len(data):.1%}") for words, n in openings.most_common(10)]),
     ]
     return "\n".join(lines)
 
@@ -128,7 +165,6 @@ def draw(data: list[dict], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from previous_chapters import COLORS, use_course_style
 
     use_course_style()
     plt.rcParams["svg.hashsalt"] = "instruction-data"
@@ -140,7 +176,7 @@ def draw(data: list[dict], path: Path) -> None:
         ax.axvline(middle, color=COLORS["black"], linestyle="--", linewidth=1)
         ax.text(middle + 0.8, ax.get_ylim()[1] * 0.92, f"median {middle:g}", fontsize=9)
         ax.set(xlabel=f"words in the {field}", ylabel="entries" if field == "instruction" else "")
-    fig.suptitle("Most instructions and outputs are one short sentence", x=0.02, ha="left", fontsize=11)
+    fig.suptitle("Instructions are one plain sentence; many outputs are a word, some a paragraph", x=0.02, ha="left", fontsize=11)
     path.parent.mkdir(exist_ok=True)
     fig.savefig(path, metadata={"Date": None})
     plt.close(fig)
@@ -148,28 +184,23 @@ def draw(data: list[dict], path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see the top of the file."""
-    parser = argparse.ArgumentParser(description="Write or check the data card in README.md.", allow_abbrev=False)
+    parser = OneLineParser("Write or check the data card in README.md.")
     parser.add_argument("--check", action="store_true", help="only compare; exit code 1 if README.md is stale")
-    parser.add_argument("--data", default=str(DATA_FILE), help="instruction data (default: %(default)s)")
-    parser.add_argument("--families", default=str(FAMILIES_FILE), help="families and checks (default: %(default)s)")
-    parser.add_argument("--readme", default=str(README), help="file with the markers (default: %(default)s)")
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")
+    parser.add_argument("--readme", type=Path, default=README, help="file with the markers")
     args = parser.parse_args(argv)
-    readme = Path(args.readme)
     try:
-        data, families = load_data(args.data), load_families(args.families)
-        text = readme.read_text(encoding="utf-8")
-        new = between_markers(text, card(data, families))
+        data = load_data()
+        text = args.readme.read_text(encoding="utf-8")
+        new = between_markers(text, card(load_sources(), data, load_families(), load_verifiable_test()))
     except OSError as error:
-        parser.error(f"cannot read {readme}: {error.strerror}")
+        parser.error(f"cannot read {args.readme}: {error.strerror}")
     except ValueError as error:
         parser.error(str(error))
     if args.check:
-        print("the data card is current" if new == text else f"{readme.name} is stale; write it with: python make_data_card.py")
+        print("the data card is current" if new == text else f"{args.readme.name} is stale; write it with: python make_data_card.py")
         return 0 if new == text else 1
-    readme.write_text(new, encoding="utf-8", newline="\n")
-    draw(data, PLOT if readme == README else readme.parent / PLOT.name)
-    print(re.search(r"Greatest cosine.*?, between", new, re.S).group())
+    args.readme.write_text(new, encoding="utf-8", newline="\n")
+    draw(data, PLOT if args.readme == README else args.readme.parent / PLOT.name)
     return 0
 
 
