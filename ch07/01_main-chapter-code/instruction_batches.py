@@ -41,14 +41,19 @@ def format_input(entry: dict) -> str:
     return prompt + (f"\n\n### Input:\n{entry['input']}" if entry["input"] else "")
 
 
+def encode_text(text: str, tokenizer) -> list[int]:
+    """Return the ids of a text; the characters <|endoftext|> in it are text like any other. Section 7.3.1."""
+    return getattr(tokenizer, "encode_ordinary", tokenizer.encode)(text)  # Gemma's `encode` is of that kind
+
+
 def encode_prompt(entry: dict, tokenizer) -> list[int]:
     """Return the ids after which the answer begins, in training and in use: prompt and response header. Section 7.3.1."""
-    return tokenizer.encode(format_input(entry) + RESPONSE_HEADER)
+    return encode_text(format_input(entry) + RESPONSE_HEADER, tokenizer)
 
 
 def encode_answer(text: str, tokenizer) -> list[int]:
     """Return the ids of an answer, without a token for the beginning of a text. Section 7.3.1."""
-    ids = tokenizer.encode(text)
+    ids = encode_text(text, tokenizer)
     return ids[1:] if getattr(tokenizer, "adds_bos", False) else ids  # GPT-2's tokenizer adds none, Gemma's does
 
 
