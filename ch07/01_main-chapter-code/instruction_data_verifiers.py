@@ -1,257 +1,223 @@
-"""Verifiers that compute: conversions, arithmetic, counts, lists, strings, spellings.
+"""Verifiers: a program decides whether an answer is right, so that no judge is needed.
 
-A check is a small dictionary beside an entry of `instruction-data.json`, for example {"kind": "convert", "value": 5,
-"from": "km", "to": "m"}. It holds the question in a form a program can solve, never the answer. A verifier takes the
-check, the answer, and the question's text (what the question says may be repeated), and returns True or False.
-`instruction_data_checks.py` calls them through the table VERIFIERS; `instruction_data_facts.py` has the rest. Chapter 7,
-the course's own data.
+A check lies beside each entry that a program can verify, for example {"kind": "word", "accept": ["cold", "chilly"]}: the
+answers that a reasonable person takes. The four kinds differ in what may stand around them: `text` (a whole sentence),
+`word` (bare, or in one short sentence that says it), `number` (in digits or words, the sum repeated or not) and `list`
+(numbers or words in order). Quotes, bold type, capitals, a missing period, "Sure!" and "The answer is ..." are forgiven;
+a second guess, a denial, an echo of the question and anything added are not. Standard library only. Chapter 7.
 """
 
-import ast
-import operator
 import re
-from collections.abc import Callable, Iterable
-from difflib import SequenceMatcher
-from fractions import Fraction
+import unicodedata
+from decimal import Decimal
 
-from instruction_data_reading import dates, fold, hedges, named, numbers, quoted, statements, unquoted
-from instruction_data_tables import UNIT_NAMES, UNITS
-
-OPERATORS = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow,
-}  # fmt: skip
-VOWELS = "aeiou"
-
-# ---- numbers ----
-
-
-def states_number(answer: str, exact: Fraction, known: Iterable[Fraction] = (), least: int = 3, ordinals: bool = False) -> bool:
-    """True if the answer states `exact` and no number besides it but `known` ones, without offering a choice."""
-    found = [number for number in numbers(answer) if ordinals or not number.ordinal]
-    known = set(known)
-    new = [number for number in found if number.value not in known]
-    if not all(number.rounds(exact, least) for number in new):
-        return False
-    if not new and not (found and found[-1].rounds(exact, least)):
-        return False  # everything was given: then the result has to stand last
-    gaps = [answer[left.end : right.start] for left, right in zip(found, found[1:])]
-    return not any(re.search(r"\bor\b", gap) for gap in gaps)
-
-
-def number_after_all(text: str) -> set[Fraction]:
-    """The values a question gives, which an answer may repeat."""
-    return {number.value for number in numbers(text)}
+CONTRACTIONS = {"won't": "will not", "can't": "can not", "cannot": "can not", "n't": " not", "'ll": " will", "'re": " are", "'ve": " have"}
+SMALL_TALK = re.compile(
+    r"^(?:sure|of course|certainly|absolutely|gladly|yes|okay|ok|(?:good|great) question|here (?:you are|you go|it is))"
+    r"(?: thing)?(?:[!.]\s+|,\s+|:\s+)",
+    re.IGNORECASE,
+)
+LINKS = r"(?:is|are|was|becomes?|be|called|means|spelled|written|says?|to|as|word|answer|label|equals|makes|gives)"
+DENIAL = re.compile(r"\b(?:not|or|neither|nor|never|maybe|perhaps|either|but|wrong|incorrect|instead|unlike|versus)\b|n't\b", re.IGNORECASE)
+# What may stand around a bare answer besides words of the question.
+SMALL_WORDS = set(
+    "a an the this that these it its i you we he she they my your is are was were be would should will can of in on as for to from by with "
+    "and so here answer result solution word words number numbers sentence phrase text label category class kind type group sort part speech "
+    "correct right proper correctly properly spelling spelled spelt written write word's form plural singular opposite antonym capital city "
+    "country translation translated translates language english spanish french german means meaning called says say said belongs "
+    "sentiment review feeling expresses shows positive negative last final ends end larger largest bigger biggest greater greatest higher "
+    "more than sum total doubled passive active voice past tense corrected rewritten version uppercase letters question follows difference product half double equals equal makes gives makes becomes get comes two both one".split()
+)
+ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
+).split()
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+SPOKEN = {word: number for number, word in enumerate(ONES)} | {word: 20 + 10 * i for i, word in enumerate(TENS)}
+SPOKEN |= {f"{tens}{dash}{ones}": 20 + 10 * i + j for i, tens in enumerate(TENS) for j, ones in enumerate(ONES[1:10], 1) for dash in "- "}
+SPOKEN |= {"one hundred": 100, "a hundred": 100, "hundred": 100}
+DIGITS = r"(?<![\w.])-?\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![\w])|(?<![\w.])-?\d+(?:\.\d+)?(?!\w)"
+NUMBER = re.compile(rf"{DIGITS}|\b(?:{'|'.join(sorted(SPOKEN, key=len, reverse=True))})\b", re.IGNORECASE)
+MOST_WORDS = 15  # in a sentence around a word or a number
 
 
-def converted(value: float | int, source: str, target: str) -> Fraction:
-    """Return `value` in the target unit; temperatures go through kelvins."""
-    value = Fraction(str(value))
-    if source in "CFK":
-        kelvin = {"C": value + Fraction("273.15"), "F": (value - 32) * 5 / 9 + Fraction("273.15"), "K": value}[source]
-        celsius = kelvin - Fraction("273.15")
-        return {"C": celsius, "F": celsius * 9 / 5 + 32, "K": kelvin}[target]
-    (kind, factor), (other_kind, divisor) = UNITS[source], UNITS[target]
-    if kind != other_kind:
-        raise ValueError(f"{source} measures {kind}, {target} measures {other_kind}")
-    return value * factor / divisor
+# ---- reading an answer ----
 
 
-def unit_behind(text: str) -> str | None:
-    """Return the code of the unit that a text begins with, or None."""
-    best, length = None, 0
-    for code, names in UNIT_NAMES.items():
-        for name in names.split():
-            spoken = re.escape(name.replace("_", " "))
-            match = re.match(rf"[\s-]*(?:US |decimal |°)?{spoken}e?s?(?![\w/²])", text, re.I if len(name) > 2 else 0)
-            if match and match.end() > length:
-                best, length = code, match.end()
-    return best
+def clean(text: str) -> str:
+    """Return the text with straight quotes, without bold type, and without small talk in front."""
+    text = unicodedata.normalize("NFC", text).translate({0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"', 0x2212: "-"})
+    text = re.sub(r"\*\*|__|`", "", text).strip()
+    return SMALL_TALK.sub("", text)
 
 
-def verify_convert(check: dict, answer: str, question: str) -> bool:
-    """Right number, and if a known unit stands behind it, the one asked for. "5 km is 5,000 m" is right."""
-    exact = converted(check["value"], check["from"], check["to"])
-    text = statements(answer)
-    given = {Fraction(str(check["value"]))} | number_after_all(question)
-    units = [unit_behind(text[number.end :]) for number in numbers(text) if number.rounds(exact) and number.value not in given]
-    return states_number(text, exact, given) and all(unit in (None, check["to"]) for unit in units)
+def unwrapped(text: str) -> str:
+    """Return the text without quotes around it and without its final period or exclamation mark; a question mark stays."""
+    text = text.strip()
+    while True:
+        shorter = text.rstrip(".!").strip()
+        if len(shorter) > 1 and shorter[0] == shorter[-1] and shorter[0] in "\"'" and shorter[0] not in shorter[1:-1]:
+            shorter = shorter[1:-1].strip()
+        if shorter == text:
+            return text
+        text = shorter
 
 
-def evaluate(node: ast.AST, seen: set[Fraction]) -> Fraction:
-    """Return the exact value of a parsed expression of numbers and + - * / // % **, and collect every intermediate value."""
-    if isinstance(node, ast.Expression):
-        return evaluate(node.body, seen)
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        value = Fraction(str(node.value))
-    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        value = -evaluate(node.operand, seen)
-    elif isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
-        left, right = evaluate(node.left, seen), evaluate(node.right, seen)
-        if isinstance(node.op, ast.Pow) and abs(right) > 64:
-            raise ValueError("the exponent is too large")
-        if isinstance(node.op, ast.Mod):
-            seen.add(Fraction(left // right))  # "5 times 6 with 2 left over"
-        value = Fraction(OPERATORS[type(node.op)](left, right))
-    else:
-        raise ValueError(f"not arithmetic: {ast.dump(node)}")
-    seen.add(value)
-    return value
+def plain(text: str, case: bool = False) -> str:
+    """Return the form in which two texts are compared: no quotes or final period, one space, contractions written out.
 
-
-def verify_arithmetic(check: dict, answer: str, question: str) -> bool:
-    """The value of the expression, exact or rightly rounded; numbers of the question and intermediate values may stand beside it."""
-    known = number_after_all(question)
-    exact = evaluate(ast.parse(check["expression"], mode="eval"), known)
-    least = 99 if (exact * 1000).denominator == 1 else 2  # three decimals are written out, endless ones rounded
-    return states_number(statements(answer), exact, known, least)
-
-
-def counted(what: str, text: str) -> int:
-    """Count letters, words, vowels, consonants, sentences, digits, items, one letter ("letter:x") or one word ("word:the")."""
-    kind, _, wanted = what.partition(":")
-    lower = text.lower()
-    words = [word for word in text.split() if re.search(r"\w", word)]
-    bare = [word.strip(".,;:!?\"'()") for word in lower.split()]
-    amounts = {
-        "letters": lambda: sum(c.isalpha() for c in text),
-        "words": lambda: len(words),
-        "vowels": lambda: sum(c in VOWELS for c in fold(text)),
-        "consonants": lambda: sum(c.isalpha() and c not in VOWELS for c in fold(text)),
-        "sentences": lambda: len(re.findall(r"[.!?]+(?=[\"')\s]|$)", text)),
-        "digits": lambda: sum(c.isdigit() for c in text),
-        "letter": lambda: lower.count(wanted.lower()),
-        "word": lambda: bare.count(wanted.lower()),
-        "items": lambda: len([piece for piece in re.split(r"[,;\n]| and ", text) if piece.strip()]),
-    }
-    return amounts[kind]()
-
-
-def verify_count(check: dict, answer: str, question: str) -> bool:
-    """The number of the things counted, in digits or words; text quoted in the answer is not read."""
-    exact = Fraction(counted(check["what"], check["text"]))
-    text = unquoted(statements(answer)).replace(check["text"], " ")
-    text = re.sub(r"\bonce\b", "1 time", re.sub(r"\btwice\b", "2 times", text))
-    if not numbers(text) and exact == 0:
-        return bool(re.search(r"\b(?:no|none)\b", text, re.I))
-    return states_number(text, exact, number_after_all(question) - {exact})
-
-
-# ---- lists ----
-
-
-def sort_key(key: str) -> Callable[[str], object]:
-    """Return the function that `items` are sorted by."""
-    return {
-        "alphabet": fold,
-        "number": lambda item: numbers(item)[0].value,
-        "length": len,
-        "last_letter": lambda item: fold(item)[-1],
-        "date": lambda item: min(dates(item, 2000)[0]),
-    }[key]
-
-
-def ordered(check: dict) -> list[str]:
-    """Return the items in the order asked for; a tie has no order."""
-    key = sort_key(check["key"])
-    keys = [key(item) for item in check["items"]]
-    if len(set(keys)) < len(keys):
-        raise ValueError("two items have the same rank")
-    return sorted(check["items"], key=key, reverse=check.get("reverse", False))
-
-
-def verify_sort(check: dict, answer: str, question: str) -> bool:
-    """The items, each once, in the right order, with nothing but commas, "and", "then" or line ends between them."""
-    items = ordered(check)
-    answer = re.sub(r"(?m)^\s*(?:\d+[.)]|[-*•]) +", "", answer)
-    gap = r"[\"']*\s*(?:[,;>\n]|->|→|,? and|,? then)+\s*(?:and |then )?[\"']*"
-    chain = gap.join(re.escape(item) for item in items)
-    found = re.findall(rf"(?:^|(?P<before>.*?))(?<![\w.-])[\"']*{chain}[\"']*(?P<after>(?![\w]|[.,]\d).*)", answer, re.I | re.S)
-    if len(found) != 1 or sorted(map(fold, named(answer, items))) != sorted(map(fold, items)):
-        return False
-    before, after = found[0]
-    if (before + after).count(",") > 2:
-        return False  # a second list beside it
-    goes_on = r"\s*(?:,\s*(?:and\s+)?[\w'\"-]+\s*(?:[.,;]|$)|(?:and|or)\b|,\s*\d)"
-    return not re.search(r"(?:,| and| or)\s*[\"']*$", before) and not re.match(goes_on, after)
-
-
-def verify_pick(check: dict, answer: str, question: str) -> bool:
-    """The one item asked for, and no other item."""
-    expected = ordered(check)[0 if check["which"] == "first" else -1]
-    text = statements(answer)
-    return set(named(text, check["items"])) == {expected} and not hedges(text, expected)
-
-
-# ---- strings ----
-
-
-def changed(operation: str, text: str) -> set[str]:
-    """Return the results of a string operation; more than one where the wording leaves it open."""
-    name, *arguments = operation.split(":")
-    words = text.split()
-    letters = [c for c in text if c.isalpha()]
-    at = int(arguments[0]) - 1 if name.startswith("nth") else 0
-    initials = [word[0].upper() for word in words]
-    results = {
-        "reverse": lambda: {text[::-1]},
-        "upper": lambda: {text.upper()},
-        "lower": lambda: {text.lower()},
-        "title": lambda: {" ".join(word[:1].upper() + word[1:].lower() for word in words)},
-        "initials": lambda: {"".join(initials), ".".join(initials) + ".", ". ".join(initials) + "."},
-        "first_letter": lambda: {letters[0]},
-        "last_letter": lambda: {letters[-1]},
-        "remove_vowels": lambda: {"".join(c for c in text if c.lower() not in VOWELS)},
-        "remove_spaces": lambda: {text.replace(" ", "")},
-        "reverse_words": lambda: {" ".join(reversed(words))},
-        "join": lambda: {arguments[0].join(words)},
-        "replace": lambda: {text.replace(*arguments)},
-        "nth_word": lambda: {words[at].strip(".,;:!?\"'")},
-        "nth_letter": lambda: {letters[at]},
-        "repeat": lambda: {text * int(arguments[0]), " ".join([text] * int(arguments[0]))},
-        "swap_case": lambda: {text.swapcase()},
-        "double_letters": lambda: {"".join(c * 2 if c.isalpha() else c for c in text)},
-        "every_second_letter": lambda: {"".join(letters[::2]), "".join(letters[1::2])},
-    }
-    return results[name]()
-
-
-def verify_string(check: dict, answer: str, question: str) -> bool:
-    """The result with its exact case: in quotes, behind "is" or a colon, or as the whole answer."""
-    results = changed(check["operation"], check["text"])
-    for result in results:
-        rest = answer.removeprefix(result) if answer.startswith(result) else None
-        if rest in ("", ".", "!") or rest and re.match(r"(?:[.!]|, (?:although|though|and|but|which|as))(?: [\w'-]+,?){3,}", rest):
-            return True  # the whole answer, or its first sentence before a remark
-    given = {check["text"], *check["operation"].split(":")[1:], *quoted(question)} - results
-    pieces = {piece if piece in results else piece.rstrip(".,!") for piece in quoted(answer)} - given
-    if pieces:
-        return len(pieces & results) == 1 and pieces <= results
-    behind = r"(?:\b(?:is|are|becomes|gives|reads|spells|makes|say|says|get)|:)\s+"
-    ends = rf"{behind}(?:{'|'.join(map(re.escape, results))})(?:[.!]|$)"
-    return len(re.findall(ends, answer)) == 1 and not re.search(r"\bor\b", answer)
+    Without `case`, also lower case and no commas.
+    """
+    text = " ".join(unwrapped(text).split())
+    if case:
+        return text
+    text = text.casefold()
+    for short, long in CONTRACTIONS.items():
+        text = re.sub(rf"{short}\b", long, text)
+    return " ".join(re.sub(r"[,;]", " ", text).split())
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text without quotes and punctuation around them."""
-    return [word.strip("'") for word in re.findall(r"[\w'-]+", text) if word.strip("'")]
+    """The words of a text in lower case, without the marks around them; "it's" counts as two."""
+    return re.findall(r"[\w-]+", text.casefold().replace("'s", " is"))
 
 
-def verify_spelling(check: dict, answer: str, question: str) -> bool:
-    """Every right form and no wrong one; an answer that repeats most of the text must be the whole text, corrected."""
-    fixes, text = check["fixes"], check["text"]
-    words, rights = words_of(answer), {right.lower() for right in fixes.values()}
-    lower = {word.lower() for word in words}
-    if not all(right in words or (right.islower() and right in lower) for right in fixes.values()):
+def echoes(answer: str, question: str) -> bool:
+    """True if the answer is a piece of the question."""
+    return f" {' '.join(words_of(answer))} " in f" {' '.join(words_of(question))} "
+
+
+def says_more(rest: str, question: str) -> bool:
+    """True if what stands beside the answer has words that are neither the question's nor small words."""
+    return bool(question) and bool(set(words_of(rest)) - set(words_of(question)) - SMALL_WORDS)
+
+
+def numbers_in(text: str) -> list[tuple[Decimal, int, int]]:
+    """Return (value, start, end) of each number, in digits (1,250 or 1250) or in words up to a hundred."""
+    found = []
+    for match in NUMBER.finditer(text):
+        word = match.group().lower()
+        found.append((Decimal(SPOKEN[word]) if word in SPOKEN else Decimal(word.replace(",", "")), *match.span()))
+    return found
+
+
+# ---- the four kinds ----
+
+
+def verify_text(check: dict, answer: str, question: str) -> bool:
+    """One of the accepted sentences and nothing else, except a lead-in such as "The corrected sentence is:"."""
+    case = check.get("case", False)
+    wanted = [(plain(text, case).rstrip("?"), mark) for text in check["accept"] for mark in marks(text)]
+    readings = without_lead_ins(clean(answer), question)
+    return any((plain(reading, case).rstrip("?"), mark) in wanted for reading in readings for mark in marks(reading))
+
+
+def marks(text: str) -> str:
+    """What kind of sentence a text can be, a question or not; without a final mark it can be both."""
+    last = text.strip().rstrip("\"'")[-1:]
+    return "?" if last == "?" else "." if last in ".!" else "?."
+
+
+def without_lead_ins(text: str, question: str) -> list[str]:
+    """The text as it is, and what stands behind each colon, line end, or "is" before a capital or a quote."""
+    readings = [text]
+    for match in re.finditer(r":\s+|\n\s*|\s(?:is|reads|becomes|would be)\s+(?=[\"'A-Z])", text[:90]):
+        said = text[: match.start()]
+        if not DENIAL.search(said) and not says_more(said, question):
+            readings.append(text[match.end() :])
+    return readings
+
+
+def verify_word(check: dict, answer: str, question: str) -> bool:
+    """An accepted word, bare or with an article, or in one short sentence that says it first or last: "It is a tool."."""
+    text = clean(answer)
+    wanted = {bare(plain(word)) for word in check["accept"]}
+    if "?" not in text and bare(plain(text)) in wanted:
+        return True
+    text = re.sub(r"\"[^\"]*\s[^\"]*\s[^\"]*\"", " ", text)  # a quoted sentence is not read
+    if rambles(text) or echoes(text, question):
         return False
-    others = {word.lower() for word in words_of(text)} - {wrong.lower() for wrong in fixes}
-    similar = {word for word in lower for right in rights if SequenceMatcher(None, word, right).ratio() > 0.8}
-    single = {piece.lower().rstrip(".,!") for piece in quoted(answer) if " " not in piece}
-    if (similar | single) - rights - others or len(words) > len(words_of(text)) + 20:
-        return False  # a second guess
-    if len(others) > 3 and len(others & lower) >= 0.6 * len(others):
-        corrected = text
-        for wrong, right in fixes.items():
-            corrected = re.sub(rf"\b{re.escape(wrong)}\b", right, corrected)
-        return corrected.rstrip(".!") in answer
-    return not any(wrong.lower() in lower for wrong in fixes)
+    return any(says_word(plain(text), word, question) for word in wanted)
+
+
+def bare(text: str) -> str:
+    """The text without an article in front."""
+    return re.sub(r"^(?:a|an|the) ", "", text)
+
+
+def rambles(text: str) -> bool:
+    """True for a question, a denial, a choice, several lines, or more words than one short sentence has."""
+    return bool("?" in text or "\n" in text or DENIAL.search(text) or len(text.split()) > MOST_WORDS)
+
+
+def says_word(text: str, word: str, question: str) -> bool:
+    """True if a sentence says the word behind "is", a colon or the like, or begins with it ("X is the plural of ...")."""
+    text, word = re.sub(r"\"|(?<!\w)'|'(?!\w)", "", text), re.escape(word)
+    last = re.fullmatch(rf"(?P<rest>.*(?:\b{LINKS}|:|'s)) (?:(?:a|an|the) )?{word}", text)
+    first = re.fullmatch(rf"(?:(?:a|an|the) )?{word} (?P<rest>(?:is|are|means) .*)", text)
+    found = last or first
+    if not found or re.search(rf"(?<![\w-]){word}(?![\w-])|[.!]", found["rest"]):
+        return False
+    return not says_more(found["rest"], question)
+
+
+def verify_number(check: dict, answer: str, question: str) -> bool:
+    """The number, alone, last ("48 + 25 = 73", "The larger one is 173") or first ("173 is larger than 48")."""
+    text = clean(answer)
+    wanted = {number for accepted in check["accept"] for number, _, _ in numbers_in(accepted)}
+    if rambles(text) or says_more(NUMBER.sub(" ", text), question):
+        return False
+    found = numbers_in(text)
+    found = [number for number in found if not text[number[1]].isalpha()] or found  # "the larger one is 173"
+    if len(found) < 2:
+        return bool(found) and found[0][0] in wanted
+    known = wanted | {number for number, _, _ in numbers_in(question)}
+    if question and any(number not in known for number, _, _ in found):
+        return False
+    (first, _, end), (last, start, _) = found[0], found[-1]
+    if last in wanted and re.search(rf"(?:=|<|:|\b{LINKS})$", text[:start].rstrip("\"' "), re.IGNORECASE):
+        return True
+    return first in wanted and bool(re.match(r"\s*(?:>|(?:is|=)\s.*\b(?:than|of|plus|minus|times)\b)", text[end:]))
+
+
+def verify_list(check: dict, answer: str, question: str) -> bool:
+    """Exactly the items in the order asked for, with commas, "and", "<", arrows, spaces or line ends between them."""
+    text = clean(answer)
+    lead_in = re.match(r"^[^:\n\d]{1,90}?(?::|\b(?:is|are))\s+(?=[\d\[\"-])", text)
+    if lead_in and not DENIAL.search(lead_in.group()):
+        text = text[lead_in.end() :]
+    lines = text.split("\n")
+    if len(lines) > 1:
+        text = "\n".join(re.sub(r"^\s*(?:\d+[.)]|[-*])\s+", "", line) for line in lines)
+    text = unwrapped(text).strip("[]()")
+    readings = [text, re.sub(r"(?<=\d),(?=\d{3}(?:\D|$))", "", text)]  # 1,250 may be one number
+    return any(items(reading) in [items(accepted) for accepted in check["accept"]] for reading in readings)
+
+
+def items(text: str) -> list:
+    """The pieces of a list in lower case, numbers by their value."""
+    pieces = re.split(r"\s*(?:,\s*and\b|,\s*then\b|\band\b|\bthen\b|->|\u2192|[,;<\n])\s*|\s+", text.casefold().strip())
+    return [Decimal(piece) if re.fullmatch(r"-?\d+(?:\.\d+)?", piece) else piece for piece in pieces if piece]
+
+
+VERIFIERS = {"text": verify_text, "word": verify_word, "number": verify_number, "list": verify_list}
+
+
+# ---- form ----
+
+
+def right_form(check: dict | None, answer: str) -> bool:
+    """True if an answer has the form its task asks for, whatever it says; `well_formed` calls it with a stripped answer."""
+    if check is None:
+        return len(answer.split()) <= 80
+    if check["kind"] == "list":
+        return len(items(unwrapped(answer))) >= 2 and bool(re.search(r"[,;<\n]|->|\u2192|\band\b", answer))
+    if "\n" in answer:
+        return False
+    if check["kind"] == "word":
+        return len(answer.split()) <= 10
+    if check["kind"] == "number":
+        return len(numbers_in(re.sub(r"^.*(?:=|\bis\b)", "", answer))) == 1
+    if check.get("case"):
+        return answer == answer.upper() and answer != answer.lower()
+    first = answer.lstrip("\"'")[:1]
+    return (first.isupper() or first.isdigit()) and bool(re.search(r"[.?!][\"']?$", answer))

@@ -1,21 +1,28 @@
-"""The rules that the instruction data and the preference data keep: each broken rule is one line that names the entry.
+"""The rules that the instruction data keeps: each broken rule is one line that names the place.
 
-`find_faults(data, families)` and `find_preference_faults(data, preferences, tones)` return lists of such lines, empty for
-good data. The tests call them on the real files, which must be clean, and on copies with planted faults, which must not.
+`find_faults(book)` runs all rules on {"sources": ..., "data": ..., "families": ..., "test": ...}: the written items by family,
+the 1,100 entries and their rows, the verifiable test. The tests call it on the real files, which must be clean, and on
+copies with planted faults, which must not. The preference data has rules of its own, in its folder.
 """
 
 import codecs
 import re
-from collections import Counter
-from statistics import median
+from collections import Counter, defaultdict
+from decimal import Decimal
+from itertools import combinations
 
-from instruction_data_checks import SPLITS, question_of, verify
-from instruction_data_reading import quoted
-from instruction_data_tables import CAPITALS, ELEMENTS
-from make_data_card import THRESHOLD, nearest, normal, opening
+from instruction_data_checks import FIELDS, SPLITS, question_of, verify, well_formed
+from instruction_data_verifiers import plain
+from make_data_card import THRESHOLD, item_text, nearest, normal
+from make_instruction_data import OPEN, SEEN, TEST, TRAIN, UNSEEN, VAL, VERIFIABLE, words_in
 
-FIELDS = {"instruction", "input", "output"}
-MOST_OPENINGS = 0.04  # share of the instructions that may begin with the same three words
+NUMBERS = ("larger_number", "sort_numbers", "arithmetic")
+LABELS = {
+    "sentiment": {"positive", "negative"},
+    "category": {"animal", "food", "tool", "clothing", "vehicle"},
+    "part_of_speech": {"noun", "verb", "adjective", "adverb"},
+}
+SENTENCES = ("passive", "past_tense", "question", "grammar", "sentiment", "last_word")
 PRIVATE = {
     "an e-mail address": r"[\w.+-]+@[\w-]+\.\w+",
     "a web address": r"https?://|\bwww\.|\b[\w-]+\.(?:com|org|net|io)\b",
@@ -23,7 +30,30 @@ PRIVATE = {
 }
 _RUDE = codecs.decode("shpx|fuvg|qnza|penc|ovgpu|onfgneq|nffubyr|cvff|juber|fyhg|vqvbg|zbeba|fghcvq|qhzo", "rot13")
 RUDE = re.compile(rf"\b(?:{_RUDE})(?:s|ed|ing|y|ly)?\b", re.IGNORECASE)
-TITLE_WORDS = 0.6  # a line with more capitalized words than this is a title, not a sentence
+FUNCTION_WORDS = set(
+    "a about above across after again all along already also always am an and another any anyone around as at away back because before "
+    "behind below beside between both but by can cannot could down during each either else ever every everyone everything few for from "
+    "had has have he her here hers herself him himself his how if in inside into it its itself just last let lot many may me might mine "
+    "more most much must my myself near never next no nobody none not nothing now of off often on once one only or other our ours out "
+    "outside over own past per quite rather really same shall she should since so some someone something sometimes soon still such than "
+    "that the their them then there these they this those through to together too toward two under until up upon us very we what when "
+    "where which while who whose why will with without would yesterday yet you your do does did done don doesn didn isn aren wasn "
+    "weren hasn haven hadn won couldn wouldn shouldn i be am is are was were been being today tomorrow tonight three four five six seven eight nine ten".split()
+)
+IRREGULAR = (
+    "go goes went gone|run ran|eat ate eaten|see saw seen|take took taken|give gave given|write wrote written|"
+    "drive drove driven|ride rode ridden|break broke broken|speak spoke spoken|wear wore worn|tear tore torn|sing sang sung|swim swam swum|"
+    "drink drank drunk|begin began begun|ring rang rung|sit sat|stand stood|find found|hold held|tell told|sell sold|make made|buy bought|"
+    "bring brought|catch caught|teach taught|think thought|fight fought|feel felt|keep kept|sleep slept|leave left|lose lost|meet met|"
+    "pay paid|say said|send sent|spend spent|build built|lend lent|win won|hear heard|know knew known|grow grew grown|throw threw thrown|"
+    "fly flew flown|blow blew blown|draw drew drawn|fall fell fallen|forget forgot forgotten|choose chose chosen|steal stole stolen|"
+    "freeze froze frozen|wake woke woken|hide hid hidden|bite bit bitten|shake shook shaken|rise rose risen|come came|become became|"
+    "get got gotten|lead led|feed fed|shine shone|dig dug|hang hung|stick stuck|shoot shot|lie lay lain|man men|woman women|child children|"
+    "foot feet|tooth teeth|mouse mice|goose geese|knife knives|leaf leaves|wolf wolves|life lives|wife wives|loaf loaves|shelf shelves|"
+    "good better best|bad worse worst"
+)
+ROOTS = {word: group.split()[0] for group in IRREGULAR.split("|") for word in group.split()}
+ENDINGS = {"ies": "y", "ied": "y", "ier": "y", "iest": "y", "ily": "y", "ing": "", "ed": "", "est": "", "er": "", "es": "", "s": "", "ly": "", "e": ""}
 
 
 def split_of(number):
@@ -31,269 +61,249 @@ def split_of(number):
     return "train" if number < SPLITS["train"] else "test" if number < SPLITS["train"] + SPLITS["test"] else "val"
 
 
-def name(number):
-    return f"entry {number} ({split_of(number)})"
+def all_entries(book):
+    """(name, entry, family, check) of the 1,100 and of the verifiable test."""
+    for number, (entry, row) in enumerate(zip(book["data"], book["families"])):
+        yield f"entry {number} ({split_of(number)}, {row['family']})", entry, row["family"], row["check"]
+    for number, entry in enumerate(book["test"]):
+        yield f"verifiable test {number} ({entry['group']}, {entry['family']})", entry, entry["family"], entry["check"]
 
 
 # ---- form ----
 
 
-def schema_faults(data, families):
-    """Three text fields, no empty output or instruction, as many rows of families as entries, the full count."""
-    if len(data) != sum(SPLITS.values()):
-        yield f"count: {len(data)} entries instead of {sum(SPLITS.values())}"
-    if len(data) != len(families):
-        yield f"count: {len(families)} families for {len(data)} entries"
-    for number, entry in enumerate(data):
-        if set(entry) != FIELDS or not all(isinstance(text, str) for text in entry.values()):
-            yield f"schema: {name(number)} has fields {sorted(entry)}"
-        for field in ("instruction", "output"):
-            if not entry.get(field, "").strip():
-                yield f"empty {field}: {name(number)}"
-    for number, row in enumerate(families):
-        if set(row) != {"family", "check"}:
-            yield f"schema: family {number} has fields {sorted(row)}"
+def schema_faults(book):
+    """Three text fields, no empty output or instruction, known where there is a check, the full count, fields in order."""
+    if len(book["data"]) != sum(SPLITS.values()) or len(book["families"]) != len(book["data"]):
+        yield f"count: {len(book['data'])} entries and {len(book['families'])} rows instead of {sum(SPLITS.values())}"
+    rows = [(f"entry {number}", entry, FIELDS) for number, entry in enumerate(book["data"])]
+    rows += [(f"verifiable test {number}", entry, (*FIELDS, "group", "family", "check", "known")) for number, entry in enumerate(book["test"])]
+    for name, entry, fields in rows:
+        if tuple(entry) != fields or not all(isinstance(entry[field], str) for field in FIELDS):
+            yield f"schema: {name} has fields {list(entry)}"
+        elif not entry["instruction"].strip() or not entry["output"].strip():
+            yield f"empty: {name}"
+    for number, row in enumerate(book["families"]):
+        if list(row) != ["family", "check", "known"][: 3 if row.get("check") else 2]:
+            yield f"schema: family {number} has fields {list(row)}"
 
 
-def family_faults(data, families):
-    """Each family in each split, and at least 400 entries that a program can verify."""
-    counts = Counter((row["family"], split_of(number)) for number, row in enumerate(families))
-    for family in sorted({row["family"] for row in families}):
-        for part in SPLITS:
-            if not counts[family, part]:
-                yield f"missing family: {family} is not in {part}"
-    verifiable = sum(row["check"] is not None for row in families)
-    if verifiable < 400:
-        yield f"verifiable: only {verifiable} entries"
-
-
-def hygiene_faults(data, families):
-    """Clean white space, straight and balanced quotes, balanced brackets, a final mark behind every sentence."""
-    for number, entry in enumerate(data):
-        for field in FIELDS:
-            for fault in text_faults(entry[field]):
-                yield f"{fault}: {name(number)}, {field} {entry[field]!r}"
-        if not entry["instruction"].rstrip("\"')").endswith((".", "?", ":", "!")):
-            yield f"final punctuation: {name(number)}, instruction {entry['instruction']!r}"
-        if is_sentence(entry["output"]) and not re.search(r"[.!?][\"')]*$", entry["output"]):
-            yield f"final punctuation: {name(number)}, output {entry['output']!r}"
+def family_faults(book):
+    """Each family in each split and group, as often as planned."""
+    counts = Counter((split_of(number), row["family"]) for number, row in enumerate(book["families"]))
+    counts.update((entry["group"], entry["family"]) for entry in book["test"] if entry["group"] != "rephrased")
+    planned = {(part, family): n for family in VERIFIABLE for part, n in zip([*SPLITS, "unseen", "seen"], (TRAIN, TEST, VAL, UNSEEN, SEEN))}
+    planned |= {(part, family): n for family, numbers in OPEN.items() for part, n in zip(SPLITS, numbers)}
+    for part, family in sorted(planned.keys() | counts.keys()):
+        if counts[part, family] != planned.get((part, family), 0):
+            yield f"family: {family} is in {part} {counts[part, family]} times instead of {planned.get((part, family), 0)}"
+    rephrased = Counter(entry["family"] for entry in book["test"] if entry["group"] == "rephrased")
+    if sum(rephrased.values()) != 40 or set(rephrased) != set(VERIFIABLE):
+        yield f"family: {sum(rephrased.values())} rephrased questions of {len(rephrased)} families"
 
 
 def text_faults(text):
     """What is typographically wrong with one text."""
     if "  " in text or "\t" in text:
         yield "double space"
-    if text != text.strip() or re.search(r" \n|\n ", text):
+    if text != text.strip() or re.search(r" \n|\n ", re.sub(r"(?m)^ +", "", text)):
         yield "space at the end"
     if re.search(r"\s[,;?!]|\s\.(?!\d|\.\.)", text):
         yield "space before a mark"
-    if re.search("[“”‘’«»„`´]", text):
+    if re.search("[\u201c\u201d\u2018\u2019\u00ab\u00bb\u201e`\u00b4]", text):
         yield "curly quote"
-    if text.count('"') % 2 or not single_quotes_pair(text):
-        yield "unbalanced quotes"
-    if not brackets_pair(text):
-        yield "unbalanced brackets"
+    if text.count('"') % 2 or any(text.count(a) != text.count(b) for a, b in ("()", "[]", "{}")):
+        yield "unbalanced quotes or brackets"
     if re.search(r"[\x00-\x09\x0b-\x1f\u200b\ufeff\xa0]", text):
         yield "strange character"
+    if RUDE.search(text):
+        yield "rude word"
+    yield from (f"private: {what}" for what, pattern in PRIVATE.items() if re.search(pattern, text))
 
 
-def single_quotes_pair(text):
-    """True if every single quote that opens is closed; apostrophes inside words and behind a plural s are free."""
-    is_open = False
-    for match in re.finditer("'", text):
-        before, after = text[match.start() - 1 : match.start()], text[match.end() : match.end() + 1]
-        if before.isalnum() and after.isalnum():
-            continue  # don't
-        if is_open and not after.isalnum():
-            is_open = False
-        elif not is_open and not before.isalnum() and after and not after.isspace():
-            is_open = True
-        elif not (before == "s" and not is_open):  # the dogs' bowls
-            return False
-    return not is_open
+def typing_faults(book):
+    """Clean typing, nothing rude or private, a mark at the end of an instruction that stands alone, short texts."""
+    for name, entry, family, _ in all_entries(book):
+        for field in FIELDS:
+            for fault in text_faults(entry[field]):
+                yield f"{fault}: {name}, {field} {entry[field]!r}"
+        ends_with_mark = entry["instruction"].rstrip("\"')").endswith((".", "?", ":", "!"))
+        if not ends_with_mark and ": " not in entry["instruction"] and "rephrased" not in name:
+            yield f"final mark: {name}, instruction {entry['instruction']!r}"
+        for field, most in (("instruction", 30), ("output", 60)):
+            if len(entry[field].split()) > most:
+                yield f"length: {name}, {field} has {len(entry[field].split())} words"
 
 
-def brackets_pair(text):
-    """True if brackets close in the order in which they open."""
-    stack = []
-    for c in text:
-        if c in "([{":
-            stack.append({"(": ")", "[": "]", "{": "}"}[c])
-        elif c in ")]}" and (not stack or stack.pop() != c):
-            return False
-    return not stack
+# ---- repeats, phrasings, leaks ----
 
 
-def is_sentence(text):
-    """True for one line of five words or more that begins with a capital and is neither a title nor a list."""
-    words = text.split()
-    if "\n" in text or len(words) < 5 or not text.lstrip("\"'(")[:1].isupper():
-        return False
-    capitals = sum(word.lstrip("\"'(")[:1].isupper() for word in words)
-    pieces = re.split(r"[,;:] ", text)
-    is_list = len(pieces) > 2 and all(len(piece.split()) <= 3 for piece in pieces)
-    return capitals / len(words) <= TITLE_WORDS and not is_list
-
-
-# ---- content ----
-
-
-def length_faults(data, families):
-    """Instructions and outputs are short, and about seven in ten need no input."""
-    for field, (low, high), most in (("instruction", (5, 10), 25), ("output", (4, 12), 60)):
-        lengths = [len(entry[field].split()) for entry in data]
-        if not low <= median(lengths) <= high:
-            yield f"length: median of {field} is {median(lengths):g} words"
-        for number, length in enumerate(lengths):
-            if length > most:
-                yield f"length: {name(number)}, {field} has {length} words"
-    share = sum(not entry["input"] for entry in data) / len(data)
-    if not 0.6 <= share <= 0.8:
-        yield f"input: empty in {share:.0%}"
-
-
-def opening_faults(data, families):
-    """No three words open more than 4 % of the instructions."""
-    for words, count in Counter(map(opening, data)).items():
-        if count > MOST_OPENINGS * len(data):
-            yield f"opening: {count} instructions begin with '{words}'"
-
-
-def content_faults(data, families):
-    """Nothing rude, nothing private."""
-    for number, entry in enumerate(data):
-        text = "\n".join(entry.values())
-        if RUDE.search(text):
-            yield f"rude word: {name(number)}"
-        for what, pattern in PRIVATE.items():
-            if re.search(pattern, text):
-                yield f"private: {name(number)} has {what}"
-
-
-def answer_faults(data, families):
-    """Every output passes the verifier of its entry."""
-    for number, (entry, row) in enumerate(zip(data, families)):
-        if row["check"] is not None and not verify(row["check"], entry["output"], question_of(entry)):
-            yield f"wrong answer: {name(number)}, {question_of(entry)!r} -> {entry['output']!r}"
-
-
-def given_in(check):
-    """The pieces of a check that the question has to hold, each as a list of forms one of which is enough."""
-    yield from ([str(value)] for value in [*check.get("items", []), *(check[key] for key in ("text", "word", "value") if key in check)])
-    if check["kind"] == "capital":
-        yield [check["country"], CAPITALS[check["country"]]]
-    elif check["kind"] == "element":
-        yield [check["element"], *map(str, ELEMENTS[check["element"]])]
-    elif check["kind"] == "compound":
-        yield [check["name"], check["formula"]]
-
-
-def check_faults(data, families):
-    """A check restates the question: what it holds stands there, so that it cannot have been made from the output."""
-    for number, (entry, row) in enumerate(zip(data, families)):
-        question = question_of(entry).replace(",000", "000").lower()
-        for forms in given_in(row["check"]) if row["check"] else ():
-            if not any(form.lower() in question for form in forms):
-                yield f"check: {name(number)}, {forms} is not in the question {question!r}"
-
-
-# ---- repeats and leaks ----
-
-
-def duplicate_faults(data, families):
+def duplicate_faults(book):
     """No two entries ask the same, however they are punctuated and capitalized."""
     seen = {}
-    for number, entry in enumerate(data):
-        key = normal(entry["instruction"]), normal(entry["input"])
+    for name, entry, _, _ in all_entries(book):
+        key = normal(entry["instruction"]), entry["input"].lower()
         if key in seen:
-            yield f"duplicate: {name(number)} repeats {name(seen[key])}"
-        seen.setdefault(key, number)
+            yield f"duplicate: {name} repeats {seen[key]}"
+        seen.setdefault(key, name)
 
 
-def template(entry):
-    """A question with its particulars masked: numbers, quoted pieces, capitalized words inside a sentence."""
-    text = question_of(entry)
-    text = re.sub(r"\"[^\"]+\"|(?<!\w)'.+?'(?!\w)", "X", text)
-    text = re.sub(r"(?<=[\w,;:] )[A-Z][\w'-]*(?: [A-Z][\w'-]*)*", "X", text)
-    text = re.sub(r"\d+(?:[.,:/-]\d+)*", "0", text)
-    return " ".join(text.lower().split())
+def pattern_of(phrasing):
+    return re.compile(".+".join(map(re.escape, re.split(r"\{\d?\}", phrasing))), re.DOTALL)
 
 
-def shared_faults(data, families):
-    """No instruction and no template in two splits."""
-    for what, key in (("instruction", lambda entry: normal(entry["instruction"])), ("template", template)):
-        first = {}
-        for number, entry in enumerate(data):
-            place = first.setdefault(key(entry), number)
-            if split_of(place) != split_of(number):
-                yield f"shared {what}: {name(number)} and {name(place)}, {key(entry)!r}"
+def phrasing_faults(book):
+    """Each phrasing of a family stands equally often in training, and at least once in test or validation."""
+    for family in VERIFIABLE:
+        phrasings = sorted(book["sources"][family]["phrasings"], key=lambda phrasing: "{" in phrasing)  # the exact ones first
+        counts = Counter()
+        for number, (entry, row) in enumerate(zip(book["data"], book["families"])):
+            if row["family"] == family:
+                used = [phrasing for phrasing in phrasings if pattern_of(phrasing).fullmatch(entry["instruction"])]
+                if not used:
+                    yield f"phrasing: entry {number} is in none of the phrasings of {family}, {entry['instruction']!r}"
+                counts.update((split_of(number) == "train", phrasing) for phrasing in used[:1])
+        for phrasing in phrasings:
+            if abs(counts[True, phrasing] - TRAIN / len(phrasings)) > 1 or not counts[False, phrasing]:
+                yield f"phrasing: {family} {phrasing!r} stands {counts[True, phrasing]} times in train, {counts[False, phrasing]} times held out"
 
 
-def leak_faults(data, families):
-    """No test or validation question, nor its instruction alone, is like one of the training set, nor validation like test."""
-    train, test = SPLITS["train"], SPLITS["train"] + SPLITS["test"]
-    for texts in (list(map(question_of, data)), [entry["instruction"] for entry in data]):
-        for first, last, start in ((0, train, train), (train, test, test)):  # all against training, then validation against test
-            for number, (similarity, other) in enumerate(nearest(texts[start:], texts[first:last]), start=start):
-                if similarity >= THRESHOLD:
-                    yield f"leak: {name(number)} is {similarity:.2f} like {name(first + other)}, {texts[number]!r}"
+def stem(word):
+    """A word without its ending, so that inflected forms agree: "carries" and "carried", "bigger" and "big"."""
+    word = ROOTS.get(word, word)
+    for ending, other in ENDINGS.items():
+        if word.endswith(ending) and len(word) - len(ending) + len(other) >= (4 if ending == "ly" else 3) and not word.endswith("ss"):
+            word = word[: len(word) - len(ending)] + other
+            break
+    return word[:-1] if len(word) > 3 and word[-1] == word[-2] and word[-1] not in "ls" else word.rstrip("e") if len(word) > 3 else word
+
+
+def content_stems(text):
+    """{stem: word} of the words that carry meaning."""
+    words = re.findall(r"[^\W\d_]+", re.sub(r"'\w+", "", text.lower()))
+    return {stem(word): word for word in words if word not in FUNCTION_WORDS}
+
+
+def asked_words(family, item):
+    """{stem: word} of an item's input, in families of single words with its answer, except labels."""
+    asked, answer, *_ = item
+    texts = [words_in(asked)[0]] + ([answer] if family in ("opposites", "plurals", "spelling", "translation", "capitals") else [])
+    return {root: word for text in texts for root, word in content_stems(text).items()}
+
+
+def word_faults(book):
+    """Within a family no content word of a held-out input, in any form, stands in a training input, so a right answer is no memory."""
+    for family in set(VERIFIABLE) - set(NUMBERS):
+        trained = {root: item[0] for item in book["sources"][family]["train"] for root in asked_words(family, item)}
+        for number, item in enumerate(book["sources"][family]["held_out"]):
+            for root, word in asked_words(family, item).items():
+                if root in trained:
+                    yield f"shared word: {family} held out {number}, {word!r} of {item[0]!r} stands in {trained[root]!r}"
+
+
+def number_key(family, asked):
+    """What a question about numbers asks, whatever the order of the numbers."""
+    words = " ".join(words_in(asked)).replace("plus", "+").replace("times", "*").replace("minus", "-")
+    signs = re.sub(r"[\d.,\s]", "", words)
+    numbers = re.findall(r"\d+(?:\.\d+)?", words)
+    return signs, tuple(numbers if "-" in signs else sorted(numbers, key=Decimal))
+
+
+def repeat_faults(book):
+    """No item twice in a family; a + b is b + a."""
+    for family in VERIFIABLE:
+        key = (lambda asked, family=family: number_key(family, asked)) if family in NUMBERS else (lambda asked: normal(" ".join(words_in(asked))))
+        found = Counter(key(item[0]) for part in ("train", "held_out") for item in book["sources"][family][part])
+        yield from (f"repeated item: {family} {asked}" for asked, times in found.items() if times > 1)
+
+
+def leak_faults(book):
+    """No held-out item is nearly one of training: sentences of one family among themselves, all open entries together."""
+    groups = {family: [book["sources"][family][part] for part in ("train", "held_out")] for family in SENTENCES}
+    groups["open"] = [[item for family in OPEN for item in book["sources"][family][part]] for part in ("train", "held_out")]
+    for group, (train, held_out) in groups.items():
+        texts, others = ([item_text(item, group == "open") for item in items] for items in (held_out, train))
+        for number, (similarity, other) in enumerate(nearest(texts, others)):
+            if similarity >= THRESHOLD:
+                yield f"leak: {group} held out {number}, {texts[number]!r}, is {similarity:.2f} like {others[other]!r}"
+
+
+# ---- answers ----
+
+
+def answer_faults(book):
+    """Every output is right and well formed, and wrong as the answer to its neighbor's question."""
+    last = {}
+    for name, entry, family, check in all_entries(book):
+        if check is None:
+            if not well_formed(None, entry["output"]):
+                yield f"form: {name}, {entry['output']!r}"
+            continue
+        question = question_of(entry)
+        if not verify(check, entry["output"], question):
+            yield f"wrong answer: {name}, {question!r} -> {entry['output']!r}"
+        if not well_formed(check, entry["output"]):
+            yield f"form: {name}, {entry['output']!r}"
+        if entry["input"] != entry["output"] and any(verify(check, echo, question) for echo in (question, entry["instruction"], entry["input"])):
+            yield f"echo: {name}, the question passes as its answer"
+        accepted = {plain(text) for text in check["accept"]}
+        other = last.get(family)
+        if other and not accepted & {plain(text) for text in other["accept"]} and verify(check, other["output"], question):
+            yield f"too lenient: {name} takes {other['output']!r}"
+        last[family] = {"accept": check["accept"], "output": entry["output"]}
+
+
+def truth(family, asked):
+    """What a computer knows of an answer, or None."""
+    if family == "uppercase":
+        return asked.upper()
+    if family == "last_word":
+        return re.sub(r"\W+$", "", asked).split()[-1]
+    if family == "larger_number":
+        return max(asked, key=Decimal)
+    if family == "sort_numbers":
+        return ", ".join(sorted(asked.split(", "), key=Decimal))
+    if family == "arithmetic":
+        text = words_in(asked)[0].replace("half of ", "0.5 * ").replace("double ", "2 * ")
+        left, sign, right = text.replace("plus", "+").replace("minus", "-").replace("times", "*").replace("divided by", "/").split()
+        a, b = Decimal(left), Decimal(right)
+        return f"{({'+': a + b, '-': a - b, '*': a * b, '/': a / b}[sign]).normalize():f}"
+    return None
+
+
+def truth_faults(book):
+    """Answers that can be computed are as computed; labels are among the labels; a misspelled word and a wrong sentence differ from the right one."""
+    for family in VERIFIABLE:
+        source = book["sources"][family]
+        for number, item in enumerate(source["train"] + source["held_out"]):
+            asked, answer = item[:2]
+            expected = truth(family, asked)
+            if expected is not None and answer != expected:
+                yield f"untrue: {family} {number}, {asked!r} -> {answer!r} instead of {expected!r}"
+            if answer not in LABELS.get(family, {answer}):
+                yield f"label: {family} {number}, {answer!r}"
+            if family not in (*LABELS, "plurals") and asked in item[1:]:  # one sheep, two sheep
+                yield f"unchanged: {family} {number}, {asked!r}"
+
+
+def balance_faults(book):
+    """Labels are balanced in training and held out, and the larger number stands first as often as last."""
+    for family in (*LABELS, "larger_number"):
+        for part in ("train", "held_out"):
+            items = book["sources"][family][part]
+            labels = Counter(asked.index(answer) if family == "larger_number" else answer for asked, answer, *_ in items)
+            share = len(items) / len(labels if family == "larger_number" else LABELS[family])
+            if any(abs(times - share) > 2 for times in labels.values()) or len(labels) < 2:
+                yield f"balance: {family} {part} {dict(labels)}"
 
 
 RULES = (
-    family_faults, hygiene_faults, length_faults, opening_faults, content_faults, answer_faults, check_faults, duplicate_faults,
-    shared_faults, leak_faults,
+    family_faults, typing_faults, duplicate_faults, phrasing_faults, word_faults, repeat_faults, leak_faults, answer_faults, truth_faults,
+    balance_faults,
 )  # fmt: skip
 
 
-def find_faults(data, families):
-    """Return every broken rule of the instruction data as a line; with broken fields, only those."""
-    form = list(schema_faults(data, families))
-    return form or [fault for rule in RULES for fault in rule(data, families)]
-
-
-# ---- preferences ----
-
-
-def digits(text):
-    return Counter(re.findall(r"\d+(?:[.,:/]\d+)*", text))
-
-
-def content_words(text):
-    return {word for word in normal(text).split() if len(word) > 3}
-
-
-def pair_faults(entry, tone):
-    """What is wrong with one pair. The recorded tone of the rewrite says which side it has to stand on."""
-    output, chosen, rejected = entry["output"], entry["chosen"], entry["rejected"]
-    if (chosen == output) == (rejected == output):
-        yield "not exactly one of chosen and rejected is the output"
-        return
-    rewrite = rejected if chosen == output else chosen
-    if tone != ("-" if chosen == output else "+"):
-        yield f"swapped: the {'courteous' if tone == '+' else 'curt'} rewrite {rewrite!r} is on the wrong side"
-    if digits(output) - digits(rewrite):
-        yield f"lost number: {rewrite!r}"
-    pieces, words = quoted(output), content_words(output)
-    if any(normal(piece) not in normal(rewrite) for piece in pieces):
-        yield f"lost quoted piece: {rewrite!r}"
-    if not pieces and len(words & content_words(rewrite)) < 0.6 * len(words):
-        yield f"lost words: {rewrite!r}"
-    if len(rewrite.split()) > len(output.split()) + 20:
-        yield f"too long: {rewrite!r}"
-    yield from (f"{fault}: {rewrite!r}" for fault in text_faults(rewrite))
-
-
-def find_preference_faults(data, preferences, tones):
-    """Return every broken rule of the preference data; `tones` holds "+" (courteous) or "-" (curt) for each rewrite."""
-    if not len(data) == len(preferences) == len(tones):
-        return [f"count: {len(data)} entries, {len(preferences)} preferences, {len(tones)} tones"]
-    faults = []
-    for number, (entry, pair, tone) in enumerate(zip(data, preferences, tones)):
-        if set(pair) != FIELDS | {"chosen", "rejected"} or any(pair[field] != entry[field] for field in FIELDS):
-            faults.append(f"order: preference {number} is not about {name(number)}")
-        else:
-            faults += [f"preference {number}: {fault}" for fault in pair_faults(pair, tone)]
-    share = sum(pair.get("rejected") == pair.get("output") for pair in preferences) / max(1, len(preferences))
-    if not 0.45 <= share <= 0.55:
-        faults.append(f"balance: {share:.0%} of the pairs prefer the rewrite")
-    return faults
+def find_faults(book):
+    """Return every broken rule as a line; with broken fields, only those."""
+    form = list(schema_faults(book))
+    return form or [fault for rule in RULES for fault in rule(book)]
