@@ -17,16 +17,17 @@ SMALL_TALK = re.compile(
     r"(?: thing)?(?:[!.]\s+|,\s+|:\s+)",
     re.IGNORECASE,
 )
-LINKS = r"(?:is|are|was|becomes?|be|called|means|spelled|written|says?|to|as|word|answer|label|equals|makes|gives)"
+LINKS = r"(?:is|are|was|becomes?|be|called|means|spelled|written|says?|to|as|equals|makes|gives)"
 DENIAL = re.compile(r"\b(?:not|or|neither|nor|never|maybe|perhaps|either|but|wrong|incorrect|instead|unlike|versus)\b|n't\b", re.IGNORECASE)
 # What may stand around a bare answer besides words of the question.
 SMALL_WORDS = set(
-    "a an the this that these it its i you we he she they my your is are was were be would should will can of in on as for to from by with "
-    "and so here answer result solution word words number numbers sentence phrase text label category class kind type group sort part speech "
-    "correct right proper correctly properly spelling spelled spelt written write word's form plural singular opposite antonym capital city "
-    "country translation translated translates language english spanish french german means meaning called says say said belongs "
-    "sentiment review feeling expresses shows positive negative last final ends end larger largest bigger biggest greater greatest higher "
-    "more than sum total doubled passive active voice past tense corrected rewritten version uppercase letters question follows difference product half double equals equal makes gives makes becomes get comes two both one".split()
+    "a an the this that these it its i you we they my your is are was were be would should will can of in on as for to from by with and "
+    "between than more so here both two one answer result solution word words number numbers sentence phrase text letters question "
+    "label category class kind type group sort part speech form version correct right proper correctly properly corrected rewritten "
+    "spelling spelled spelt written write plural singular opposite antonym capital city country translation translated translates language "
+    "english spanish french german means meaning called says say said belongs sentiment review feeling expresses shows last final ends "
+    "larger largest bigger biggest greater greatest higher sum total difference product half double doubled equals equal makes gives becomes "
+    "gets comes passive active voice past tense uppercase follows".split()
 )
 ONES = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
@@ -118,9 +119,9 @@ def marks(text: str) -> str:
 
 
 def without_lead_ins(text: str, question: str) -> list[str]:
-    """The text as it is, and what stands behind each colon, line end, or "is" before a capital or a quote."""
+    """The text as it is, and what stands behind a colon, or behind "is" before a capital or a quote."""
     readings = [text]
-    for match in re.finditer(r":\s+|\n\s*|\s(?:is|reads|becomes|would be)\s+(?=[\"'A-Z])", text[:90]):
+    for match in re.finditer(r":\s+|\s(?:is|reads|becomes|would be)\s+(?=[\"'A-Z])", text[:90]):
         said = text[: match.start()]
         if not DENIAL.search(said) and not says_more(said, question):
             readings.append(text[match.end() :])
@@ -131,9 +132,9 @@ def verify_word(check: dict, answer: str, question: str) -> bool:
     """An accepted word, bare or with an article, or in one short sentence that says it first or last: "It is a tool."."""
     text = clean(answer)
     wanted = {bare(plain(word)) for word in check["accept"]}
-    if "?" not in text and bare(plain(text)) in wanted:
+    if any("?" not in reading and bare(plain(reading)) in wanted for reading in without_lead_ins(text, question)):
         return True
-    text = re.sub(r"\"[^\"]*\s[^\"]*\s[^\"]*\"", " ", text)  # a quoted sentence is not read
+    text = re.sub(r"\"([^\"]*)\"", lambda quoted: quoted[1] if len(quoted[1].split()) < 3 else "", unwrapped(text))  # a quoted sentence is not read
     if rambles(text) or echoes(text, question):
         return False
     return any(says_word(plain(text), word, question) for word in wanted)
@@ -145,26 +146,26 @@ def bare(text: str) -> str:
 
 
 def rambles(text: str) -> bool:
-    """True for a question, a denial, a choice, several lines, or more words than one short sentence has."""
-    return bool("?" in text or "\n" in text or DENIAL.search(text) or len(text.split()) > MOST_WORDS)
+    """True for a question, several lines, or more words than one short sentence has."""
+    return "?" in text or "\n" in text or len(text.split()) > MOST_WORDS
 
 
 def says_word(text: str, word: str, question: str) -> bool:
     """True if a sentence says the word behind "is", a colon or the like, or begins with it ("X is the plural of ...")."""
-    text, word = re.sub(r"\"|(?<!\w)'|'(?!\w)", "", text), re.escape(word)
+    text, word = " ".join(re.sub(r"(?<!\w)'|'(?!\w)", "", text).split()), re.escape(word)
     last = re.fullmatch(rf"(?P<rest>.*(?:\b{LINKS}|:|'s)) (?:(?:a|an|the) )?{word}", text)
     first = re.fullmatch(rf"(?:(?:a|an|the) )?{word} (?P<rest>(?:is|are|means) .*)", text)
     found = last or first
     if not found or re.search(rf"(?<![\w-]){word}(?![\w-])|[.!]", found["rest"]):
         return False
-    return not says_more(found["rest"], question)
+    return not DENIAL.search(found["rest"]) and not says_more(found["rest"], question)
 
 
 def verify_number(check: dict, answer: str, question: str) -> bool:
     """The number, alone, last ("48 + 25 = 73", "The larger one is 173") or first ("173 is larger than 48")."""
     text = clean(answer)
     wanted = {number for accepted in check["accept"] for number, _, _ in numbers_in(accepted)}
-    if rambles(text) or says_more(NUMBER.sub(" ", text), question):
+    if rambles(text) or DENIAL.search(text) or says_more(NUMBER.sub(" ", text), question):
         return False
     found = numbers_in(text)
     found = [number for number in found if not text[number[1]].isalpha()] or found  # "the larger one is 173"

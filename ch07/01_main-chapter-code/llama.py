@@ -689,6 +689,21 @@ def greedy(logits: torch.Tensor, token_ids: torch.Tensor | None = None) -> torch
     return logits.argmax(dim=-1, keepdim=True)  # (b, 1)
 
 
+def left_pad(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lists of ids -> (ids, attention_mask), both (b, num_tokens of the longest); the mask is 0 at the padding on the left.
+
+    The padding repeats a prompt's first id: the mask hides it from the model, and a repetition penalty meets no id that the
+    prompt does not have. ValueError if there is no prompt, or an empty one. Standalone notebook, section 5.5.
+    """
+    if not prompts or not all(prompts):
+        raise ValueError("a batch needs prompts, each of at least one token")
+    longest = max(len(prompt) for prompt in prompts)
+    missing = [longest - len(prompt) for prompt in prompts]
+    ids = torch.tensor([prompt[:1] * gap + prompt for prompt, gap in zip(prompts, missing)])  # (b, num_tokens)
+    attention_mask = torch.tensor([[0] * gap + [1] * (longest - gap) for gap in missing])  # (b, num_tokens)
+    return ids, attention_mask
+
+
 def check_request(model, token_ids: torch.Tensor, max_new_tokens: int, cache: KVCache | None) -> None:
     """ValueError for ids without a token, a text that cannot fit the context, and a cache that leaves nothing to read. Section 3.11."""
     if token_ids.dim() != 2 or token_ids.numel() == 0:
@@ -736,6 +751,19 @@ def generate_text_basic_stream(
         token_ids = torch.cat([token_ids, next_ids], dim=1)
         if attention_mask is not None:
             attention_mask = torch.cat([attention_mask, torch.ones_like(attention_mask[:, :1])], dim=1)
+
+
+def generate_batch(
+    model, prompts: list[list[int]], max_new_tokens: int, eos_token_id: int | Iterable[int] | None = None, choose: Callable = greedy
+) -> list[list[int]]:
+    """Continue several prompts, lists of ids of any lengths, at once: the new ids of each, up to its own end id.
+
+    Errors as of `left_pad` and `generate_text_basic_stream`. Standalone notebook, section 5.5.
+    """
+    ids, attention_mask = (part.to(model.tok_emb.weight.device) for part in left_pad(prompts))  # (b, num_tokens) each
+    new = torch.cat([ids[:, :0], *generate_text_basic_stream(model, ids, max_new_tokens, eos_token_id, attention_mask, choose)], dim=1)
+    ends = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id or [])
+    return [list(takewhile(lambda number: number not in ends, row)) for row in new.tolist()]
 
 
 # ---- from ch05/07_gpt_to_llama/llama_weights.py ----
