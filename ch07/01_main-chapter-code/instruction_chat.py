@@ -45,9 +45,10 @@ def stream_gpt(model: GPTModel, tokenizer, entry: dict, max_new_tokens: int) -> 
     prompt = encode_prompt(entry, tokenizer)
     if len(prompt) >= context_size:
         raise ValueError(f"the prompt has {len(prompt)} tokens and leaves no room in the context of {context_size}")
-    idx, shown = torch.tensor([prompt], device=device), ""  # (1, num_tokens)
+    idx = torch.tensor([prompt], device=device)  # (1, num_tokens)
+    shown = ""
     for _ in range(min(max_new_tokens, context_size - len(prompt))):
-        longer = generate(model, idx, 1, context_size, eos_id=END_ID)  # (1, num_tokens + 1), or (1, num_tokens) at the end
+        longer = generate(model, idx, 1, context_size, eos_id=END_ID)  # one id more, or none at the end
         if longer.shape == idx.shape:
             break
         idx = longer

@@ -4,7 +4,6 @@ Run it:  pytest ch07/01_main-chapter-code/tests/test_ch07_instruction_chat.py
 """
 
 import json
-import sys
 import types
 from collections import Counter
 from pathlib import Path
@@ -63,9 +62,8 @@ def test_the_stream_says_what_the_chapter_s_function_says(seed):
     model, tokenizer = random_gpt(seed), gpt2_tokenizer()
     entries = load_data()[:3]
     answers, _ = answer_entries(model, entries, tokenizer, "cpu", max_new_tokens=12)
-    assert [
-        "".join(stream_gpt(model, tokenizer, entry, 12)).strip() for entry in entries
-    ] == [answer.rstrip("\ufffd") for answer in answers]  # fmt: skip
+    streamed = ["".join(stream_gpt(model, tokenizer, entry, 12)).strip() for entry in entries]
+    assert streamed == [answer.rstrip("\ufffd") for answer in answers]
 
 
 def test_the_stream_ends_at_the_end_token_and_at_the_context():
@@ -143,8 +141,17 @@ def test_a_conversation_goes_on_after_a_text_that_is_too_long(saved, capsys, mon
     assert main(["--weights", str(saved)]) == 0
 
 
-@pytest.mark.parametrize("args", [["--model", "gpt5"], ["--prompt", " "], ["--max_new_tokens", "0"], ["--model", "smollm2", "--weights", "x"],
-                                  ["--weights", "no-such.pth", "--prompt", "x"], ["--device", "tpu", "--prompt", "x"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--model", "gpt5"],
+        ["--prompt", " "],
+        ["--max_new_tokens", "0"],
+        ["--model", "smollm2", "--weights", "x"],
+        ["--weights", "no-such.pth", "--prompt", "x"],
+        ["--device", "tpu", "--prompt", "x"],
+    ],
+)
 def test_bad_input_is_one_line(args, capsys):
     with pytest.raises(SystemExit) as stop:
         main(args)
@@ -179,7 +186,7 @@ def test_the_example_is_50_short_entries_of_one_kind_in_words_that_gpt2_mini_kno
     assert max(Counter(entry["output"] for entry in data).values()) == 1
     for entry in data:
         assert entry["output"].startswith("Aye! ") and entry["output"].endswith(", so says the captain.") and entry["input"] == ""
-        assert len(entry["output"].split()) <= 20
+        assert len(entry["output"].split()) <= 22
 
 
 def test_entries_of_ones_own_can_be_tuned_on_and_asked(tmp_path, capsys):
@@ -200,7 +207,3 @@ def test_the_worked_example_of_the_readme_teaches_gpt2_mini_the_captain_s_voice(
     assert main(["--weights", str(folder / "gpt2-mini-sft-standalone.pth"), "--prompt", "What is the sun?"]) == 0
     answer = capsys.readouterr().out
     assert answer.startswith("Aye!") and answer.endswith("so says the captain.\n"), answer
-
-
-def test_gemma_s_code_is_imported_only_when_it_is_asked_for():
-    assert "gemma_instruction_finetuning" not in sys.modules or not hasattr(instruction_chat, "load_tuned_gemma")
