@@ -95,7 +95,7 @@ def custom_collate_draft_2(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Pad, and shift: inputs and targets (b, num_tokens), every target being the next id. Section 7.3.3."""
     ended = [item + [pad_token_id] for item in batch]  # the answer ends with an end token
-    rows = custom_collate_draft_1(ended, pad_token_id, device)  # (b, num_tokens + 1)
+    rows = custom_collate_draft_1(ended, pad_token_id, device)  # (b, num_ids): one more than there are inputs
     return rows[:, :-1], rows[:, 1:].clone()  # a copy: whoever masks targets must not change inputs
 
 
