@@ -22,6 +22,7 @@ import functools
 import glob
 import hashlib
 import importlib.util
+import io
 import json
 import math
 import os
@@ -231,6 +232,22 @@ def use_course_style() -> None:
     plain = {"axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left", "legend.frameon": False}
     colors = {"axes.prop_cycle": plt.cycler(color=list(COLORS.values())), "image.cmap": "cividis"}
     plt.rcParams.update({**figure, **plain, **sizes, **colors})
+
+
+def show(fig, alt: str) -> None:
+    """Display a matplotlib figure with a description that screen readers speak, then close it."""
+    import matplotlib.pyplot as plt
+    from IPython.display import display
+    from PIL import Image
+
+    if not alt.strip():
+        raise ValueError("a figure needs alt text: one sentence saying what it shows")
+    drawn, packed = io.BytesIO(), io.BytesIO()
+    fig.savefig(drawn, format="png", bbox_inches="tight")
+    Image.open(drawn).convert("RGB").quantize(256).save(packed, format="png", optimize=True)  # a palette: less than half the bytes
+    picture = base64.b64encode(packed.getvalue()).decode("ascii")
+    display({"image/png": picture, "text/plain": repr(fig)}, metadata={"image/png": {"alt": alt}}, raw=True)
+    plt.close(fig)
 
 
 # ---- from ch02/01_main-chapter-code/check_tools.py ----
