@@ -49,7 +49,7 @@ TEST_MODE = {"learning_rate": 3e-3, "num_epochs": 2, "eval_freq": 1, "max_new_to
 def logits_at(model: nn.Module, token_ids: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """Return logits (num_wanted, vocab_size) at the positions of token_ids (b, num_tokens) where `wanted`, same shape, is true.
 
-    A hook hands the output layer only these rows; the layers before it see the whole texts. Section 7.5.
+    A hook hands the output layer only these rows; the layers before it see the whole texts. Section 7.6.1.
     """
     hook = model.out_head.register_forward_pre_hook(lambda layer, args: (args[0][wanted],))
     try:
@@ -59,7 +59,7 @@ def logits_at(model: nn.Module, token_ids: torch.Tensor, wanted: torch.Tensor) -
 
 
 def calc_answer_loss(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, ignore_index: int = -100) -> torch.Tensor:
-    """Mean cross-entropy over the targets (b, num_tokens) that are not ignore_index: answers and their end tokens. Section 7.6."""
+    """Mean cross-entropy over the targets (b, num_tokens) that are not ignore_index: answers and their end tokens. Section 7.6.1."""
     counts = targets != ignore_index  # (b, num_tokens)
     logits = logits_at(model, inputs, counts)  # (num_answer_ids, vocab_size)
     return nn.functional.cross_entropy(logits.float(), targets[counts])
@@ -67,7 +67,7 @@ def calc_answer_loss(model: nn.Module, inputs: torch.Tensor, targets: torch.Tens
 
 @torch.no_grad()
 def calc_answer_loss_loader(model: nn.Module, loader: DataLoader, num_batches: int | None = None, ignore_index: int = -100) -> float:
-    """Mean loss an answer id over the first num_batches batches (all if None). Section 7.6."""
+    """Mean loss an answer id over the first num_batches batches (all if None). Section 7.6.1."""
     total, count = 0.0, 0
     for number, (inputs, targets) in enumerate(loader):
         if number == num_batches:
@@ -90,7 +90,7 @@ def train_on_answers(
 ) -> tuple[list, list, list]:
     """Train for num_epochs and return (train_losses, val_losses, track_tokens_seen), an entry per eval_freq updates.
 
-    A training loss is the mean of the last eval_freq batches, as they were when they were trained on. Section 7.6.
+    A training loss is the mean of the last eval_freq batches, as they were when they were trained on. Section 7.6.3.
     """
     train_losses, val_losses, track_tokens_seen = [], [], []
     recent, step, tokens_seen = [], 0, 0
@@ -135,11 +135,18 @@ def extract_response(response_text: str, input_text: str) -> str:
     return answer.removeprefix(RESPONSE_HEADER.strip()).strip()
 
 
+def likeliest_next_ids(model: nn.Module, idx: torch.Tensor) -> torch.Tensor:
+    """Return the likeliest next id (b) after each row of idx (b, num_tokens). Section 7.6.2."""
+    last = torch.zeros_like(idx, dtype=torch.bool)  # (b, num_tokens)
+    last[:, -1] = True
+    return logits_at(model, idx, last).argmax(dim=-1)  # (b)
+
+
 @torch.no_grad()
 def answer_entries(
     model: nn.Module, entries: list[dict], tokenizer, device: str | torch.device, max_new_tokens: int = 100, eos_id: int = 50256
 ) -> tuple[list[str], list[bool]]:
-    """Return (the greedy answer to each entry, whether it ended by itself). Section 7.7.
+    """Return (the greedy answer to each entry, whether it ended by itself). Section 7.6.2.
 
     Prompts with equally many tokens share a batch, without padding, and an answer that has ended leaves it. Raises ValueError
     for a prompt that fills the context.
@@ -155,10 +162,7 @@ def answer_entries(
     for length, writing in groups.items():
         idx = torch.tensor([prompts[position] for position in writing], device=device)  # (b, num_tokens)
         for _ in range(min(max_new_tokens, context_size - length)):
-            last = torch.zeros_like(idx, dtype=torch.bool)  # (b, num_tokens)
-            last[:, -1] = True
-            next_ids = logits_at(model, idx, last).argmax(dim=-1)  # (b)
-            goes_on = next_ids != eos_id  # (b)
+            next_ids = likeliest_next_ids(model, idx)
             for position, token_id in zip(writing, next_ids.tolist()):
                 if token_id == eos_id:
                     ended[position] = True
@@ -167,7 +171,7 @@ def answer_entries(
             writing = [position for position in writing if not ended[position]]
             if not writing:
                 break
-            idx = torch.cat([idx, next_ids[:, None]], dim=1)[goes_on]  # (b, num_tokens)
+            idx = torch.cat([idx, next_ids[:, None]], dim=1)[next_ids != eos_id]  # one column more, fewer rows
     return [tokenizer.decode(ids).strip() for ids in answer_ids], ended
 
 

@@ -119,7 +119,7 @@ def custom_collate_fn(
     if allowed_max_length is not None and inputs.shape[1] > allowed_max_length:
         cut = sum(len(item) > allowed_max_length for item in batch)
         warnings.warn(f"{cut} of {len(batch)} texts were cut to {allowed_max_length} tokens and have no end", stacklevel=2)
-        inputs, targets = inputs[:, :allowed_max_length], targets[:, :allowed_max_length]  # (b, num_tokens) each
+        inputs, targets = inputs[:, :allowed_max_length], targets[:, :allowed_max_length]  # (b, allowed_max_length) each
     return inputs.to(device), targets.to(device)
 
 

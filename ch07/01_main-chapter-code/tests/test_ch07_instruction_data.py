@@ -20,8 +20,15 @@ PREAMBLE = "Below is an instruction that describes a task. Write a response that
 @cache
 def stored():
     """The real files."""
-    sources = make_instruction_data.load_sources()
-    return {"sources": sources, "data": checks.load_data(), "families": checks.load_families(), "test": checks.load_verifiable_test()}
+    sources, folder = make_instruction_data.load_sources(), make_instruction_data.SOURCES / "preferences"
+    preferences = {family: make_instruction_data.load_json(folder / f"{family}.json") for family in sources}
+    return {
+        "sources": sources,
+        "preferences": preferences,
+        "data": checks.load_data(),
+        "families": checks.load_families(),
+        "test": checks.load_verifiable_test(),
+    }
 
 
 @pytest.fixture
@@ -139,7 +146,11 @@ def test_a_changed_item_makes_the_stored_files_stale(tmp_path, capsys, book):
 def test_an_item_is_asked_inside_or_beside_its_phrasing():
     source = {"family": "x", "check": "word", "sentence": "The capital of {input} is {answer}."}
     entry = make_instruction_data.verifiable_entry(source, ["France", "Paris"], "What is the capital of {}?")
-    assert (entry["instruction"], entry["input"], entry["output"]) == ("What is the capital of France?", "", "The capital of France is Paris.")
+    assert (entry["instruction"], entry["input"], entry["output"]) == (
+        "What is the capital of France?",
+        "",
+        "The capital of France is Paris.",
+    )
     assert entry["check"] == {"kind": "word", "accept": ["Paris"]}
     beside = make_instruction_data.verifiable_entry(source, ["France", "Paris"], "Name the capital.")
     assert (beside["instruction"], beside["input"]) == ("Name the capital.", "France")
@@ -184,7 +195,7 @@ def test_a_family_that_is_too_rare_in_a_split_is_seen(book, part):
     [
         ("The sum  is 12.", "double space"),
         ("The sum is 12. ", "space at the end"),
-        ("The answer is \"twelve.", "unbalanced quotes"),
+        ('The answer is "twelve.', "unbalanced quotes"),
         ("The answer (twelve is right.", "unbalanced quotes or brackets"),
         ("The answer is \u201ctwelve\u201d today.", "curly quote"),
         ("The answer , of course, is twelve.", "space before a mark"),
@@ -202,7 +213,7 @@ def test_each_fault_of_typing_or_content_is_named(book, text, fault):
     must_see(data_rules.typing_faults(book), fault, f"entry {number} (test, writing)")
 
 
-@pytest.mark.parametrize("text", ["Don't wake the dogs' owner.", "She said \"It's late\" (twice).", '{"a": 1}', "- a\n- b", "1. a\n2. b"])
+@pytest.mark.parametrize("text", ["Don't wake the dogs' owner.", 'She said "It\'s late" (twice).', '{"a": 1}', "- a\n- b", "1. a\n2. b"])
 def test_good_typing_is_not_blamed(text):
     assert list(data_rules.text_faults(text)) == []
 
@@ -312,7 +323,9 @@ def test_an_answer_that_is_not_what_a_computer_finds_is_seen(book, family, item,
     must_see(data_rules.truth_faults(book), words)
 
 
-@pytest.mark.parametrize("text, value", [("23 + 14", "37"), ("60 minus 25", "35"), ("8 times 4", "32"), ("half of 7", "3.5"), ("double 45", "90")])
+@pytest.mark.parametrize(
+    "text, value", [("23 + 14", "37"), ("60 minus 25", "35"), ("8 times 4", "32"), ("half of 7", "3.5"), ("double 45", "90")]
+)
 def test_sums_are_worked_out(text, value):
     assert data_rules.truth("arithmetic", text) == value
 
@@ -324,6 +337,28 @@ def test_lopsided_labels_are_seen(book):
         item[0].sort(key=float)
     must_see(data_rules.balance_faults(book), "balance: sentiment train")
     must_see(data_rules.balance_faults(book), "balance: larger_number train")
+
+
+@pytest.mark.parametrize(
+    "family, rewrite",
+    [
+        ("passive", "Somebody burned something, I am afraid."),
+        ("spelling", "It is recieve, of course."),
+        ("larger_number", "The larger one is 17, gladly."),
+        ("sort_numbers", "Here you are: 42, 19, 7"),
+        ("uppercase", "Gladly: wet paint"),
+    ],
+)
+def test_a_rewrite_without_the_answer_is_seen(book, family, rewrite):
+    book["preferences"][family][0] = ["polite", rewrite]
+    must_see(data_rules.preference_faults(book), f"preferences: {family} 0, the answer")
+
+
+def test_a_missing_rewrite_and_one_sided_tones_are_seen(book):
+    book["preferences"]["capitals"].pop()
+    book["preferences"]["lists"] = [["polite", text] for _, text in book["preferences"]["lists"]]
+    must_see(data_rules.preference_faults(book), "preferences: capitals has")
+    must_see(data_rules.preference_faults(book), "preferences: lists has 45 polite ones of 45")
 
 
 # ---- the data card ----
