@@ -15,7 +15,6 @@ import contextlib
 import json
 import sys
 from functools import partial
-from itertools import chain, repeat
 from pathlib import Path
 
 import torch
@@ -43,6 +42,7 @@ from previous_chapters import (
     load_pretrained_gpt,
     pick_device,
     plot_losses,
+    positive_float,
     read_text,
     save_atomically,
 )
@@ -242,15 +242,18 @@ def train(model: GPTModel, loaders: tuple, settings: dict, device, plot_path: Pa
     lr, num_epochs = settings["learning_rate"] or size["lr"], settings["num_epochs"] or size["num_epochs"]
     train_loader, val_loader = loaders
     optimizer = adamw(model, lr, 0.1, device)
-    updates, num_tokens, recent, epochs, tokens, train_losses, val_losses = num_epochs * len(train_loader), 0, [], [], [], [], []
-    with tqdm(total=updates, desc=name, unit="updates", mininterval=1) as bar:
-        for step, (inputs, targets) in enumerate(chain.from_iterable(repeat(train_loader, num_epochs)), 1):
+    updates, num_tokens, step, recent = num_epochs * len(train_loader), 0, 0, []
+    epochs, tokens, train_losses, val_losses = [], [], [], []
+    bar = tqdm(total=updates, desc=name, unit="updates", mininterval=1)
+    for _ in range(num_epochs):
+        for inputs, targets in train_loader:
             model.train()
             loss = calc_answer_loss(model, inputs, targets)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             bar.update()
+            step += 1
             num_tokens += inputs.numel()
             recent.append(loss.item())
             if step % EVAL_FREQ == 0 or step == updates:
@@ -259,6 +262,7 @@ def train(model: GPTModel, loaders: tuple, settings: dict, device, plot_path: Pa
                 epochs.append(step / len(train_loader))
                 tokens.append(num_tokens)
                 recent = []
+    bar.close()
     plot_losses(epochs, tokens, train_losses, val_losses, plot_path)
     return {
         "learning_rate": lr, "num_epochs": num_epochs, "updates": updates, "tokens_trained": num_tokens,
@@ -278,7 +282,7 @@ def build_parser() -> OneLineParser:
     parser.add_argument("--size", choices=INSTRUCTION_SIZES, default="laptop", help="laptop: gpt2-mini; full: GPT-2 355M")
     parser.add_argument("--test_mode", action="store_true", help="a tiny random model and few entries of the course's own data")
     parser.add_argument("--num_epochs", type=int_at_least(1), help="passes over the training entries; None: as the chapter")
-    parser.add_argument("--learning_rate", type=float, help="of AdamW; None: as the chapter")
+    parser.add_argument("--learning_rate", type=positive_float, help="of AdamW; None: as the chapter")
     parser.add_argument("--max_new_tokens", type=int_at_least(1), default=60, help="longest answer")
     parser.add_argument("--models_dir", default=str(MODELS_DIR), help="folder of downloaded weights")
     parser.add_argument("--output_dir", default=str(FOLDER / "exercise-experiments"), help="folder for plot, answers and weights")
