@@ -121,19 +121,22 @@ def add_lora(model: GPTModel, rank: int = RANK, alpha: float = ALPHA) -> tuple[i
 
 @torch.no_grad()
 def answer_prompts(model: GPTModel, prompts: list[list[int]], tokenizer, device, max_new_tokens: int) -> tuple[list[str], list[bool]]:
-    """Return (the greedy answer to each prompt, whether it ended by itself).
+    """Return (the greedy answer to each prompt, whether it ended by itself); prompts with equally many tokens share a batch.
 
     A hook hands the output layer only the last position, the one that `generate` reads: a third of the work is left.
     """
-    context_size, answers, ended = model.pos_emb.num_embeddings, [], []
+    context_size, answers, ended, groups = model.pos_emb.num_embeddings, [""] * len(prompts), [False] * len(prompts), {}
+    for position, prompt in enumerate(prompts):
+        groups.setdefault(len(prompt), []).append(position)
     hook = model.out_head.register_forward_pre_hook(lambda layer, args: (args[0][:, -1:],))
     try:
-        for prompt in tqdm(prompts, desc="answers", mininterval=1, leave=False):
-            idx = torch.tensor([prompt], device=device)  # (1, num_tokens)
-            room = min(max_new_tokens, context_size - len(prompt))
-            new = generate(model, idx, room, context_size, eos_id=END_ID)[0, len(prompt) :].tolist()
-            answers.append(tokenizer.decode(new).strip())
-            ended.append(len(new) < room)
+        for length, positions in tqdm(sorted(groups.items()), desc="answers", unit="batches", mininterval=1, leave=False):
+            idx = torch.tensor([prompts[position] for position in positions], device=device)  # (b, num_tokens)
+            room = min(max_new_tokens, context_size - length)
+            new = generate(model, idx, room, context_size, eos_id=END_ID)[:, length:]  # (b, num_new)
+            for position, row in zip(positions, new.tolist()):
+                ended[position] = len(row) < room or END_ID in row
+                answers[position] = tokenizer.decode(row[: row.index(END_ID)] if END_ID in row else row).strip()
     finally:
         hook.remove()
     return answers, ended
