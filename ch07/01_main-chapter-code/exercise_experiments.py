@@ -12,21 +12,23 @@ tuning has seen, on words that it has not, and on instructions in other words. e
 """
 
 import contextlib
+import io
 import json
 import sys
 from functools import partial
 from pathlib import Path
 
 import torch
-from gemma_instruction_finetuning import calc_answer_loss, calc_answer_loss_loader
-from gpt_instruction_finetuning import INSTRUCTION_SIZES, TEST_CONFIG, TEST_MODE
+from gpt_instruction_finetuning import INSTRUCTION_SIZES, TEST_CONFIG, TEST_MODE, train_on_answers
 from instruction_batches import (
     InstructionDataset,
     InstructionDatasetWithMasking,
     custom_collate_fn,
     custom_collate_with_masking_fn,
     download_and_load_file,
+    encode_answer,
     encode_prompt,
+    encode_text,
     split_data,
 )
 from instruction_data_checks import DATA_FILE, GROUPS, load_data, load_verifiable_test, question_of, verify, well_formed
@@ -77,7 +79,7 @@ def format_input_phi(entry: dict) -> str:
 
 def encode_prompt_phi(entry: dict, tokenizer) -> list[int]:
     """Return the ids after which the answer begins. The markers are plain text to GPT-2's tokenizer. Exercise 7.1."""
-    return tokenizer.encode(format_input_phi(entry) + PHI_HEADER)
+    return encode_text(format_input_phi(entry) + PHI_HEADER, tokenizer)
 
 
 class InstructionDatasetPhi(Dataset):
@@ -85,7 +87,7 @@ class InstructionDatasetPhi(Dataset):
 
     def __init__(self, data: list[dict], tokenizer):
         self.data = data
-        self.encoded_texts = [encode_prompt_phi(entry, tokenizer) + tokenizer.encode(entry["output"]) for entry in data]
+        self.encoded_texts = [encode_prompt_phi(entry, tokenizer) + encode_answer(entry["output"], tokenizer) for entry in data]
 
     def __getitem__(self, index: int) -> list[int]:
         return self.encoded_texts[index]
@@ -237,38 +239,18 @@ def main(
 
 
 def train(model: GPTModel, loaders: tuple, settings: dict, device, plot_path: Path, name: str) -> dict:
-    """Train as the chapter does, save the plot of the losses, and return what the log keeps of it.
-
-    The loss is the chapter's, too, but the output layer is computed only at the targets that count: less than half the time.
-    """
+    """Train with the chapter's loop, save the plot of the losses, and return what the log keeps of it."""
     size = INSTRUCTION_SIZES[settings["size"]]
     lr, num_epochs = settings["learning_rate"] or size["lr"], settings["num_epochs"] or size["num_epochs"]
-    train_loader, val_loader = loaders
-    optimizer = adamw(model, lr, 0.1, device)
-    updates, num_tokens, step, recent = num_epochs * len(train_loader), 0, 0, []
-    epochs, tokens, train_losses, val_losses = [], [], [], []
+    updates, optimizer = num_epochs * len(loaders[0]), adamw(model, lr, 0.1, device)
+    eval_freq = min(EVAL_FREQ, updates)
     bar = tqdm(total=updates, desc=name, unit="updates", mininterval=1)
-    for _ in range(num_epochs):
-        for inputs, targets in train_loader:
-            model.train()
-            loss = calc_answer_loss(model, inputs, targets)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            bar.update()
-            step += 1
-            num_tokens += inputs.numel()
-            recent.append(loss.item())
-            if step % EVAL_FREQ == 0 or step == updates:
-                train_losses.append(sum(recent) / len(recent))
-                val_losses.append(calc_answer_loss_loader(model.eval(), val_loader))
-                epochs.append(step / len(train_loader))
-                tokens.append(num_tokens)
-                recent = []
-    bar.close()
-    plot_losses(epochs, tokens, train_losses, val_losses, plot_path)
+    with bar, contextlib.redirect_stdout(io.StringIO()):
+        train_losses, val_losses, seen = train_on_answers(model, *loaders, optimizer, num_epochs, eval_freq, 7, bar.update)
+    epochs = [(number + 1) * eval_freq / len(loaders[0]) for number in range(len(train_losses))]
+    plot_losses(epochs, seen, train_losses, val_losses, plot_path)
     return {
-        "learning_rate": lr, "num_epochs": num_epochs, "updates": updates, "tokens_trained": num_tokens,
+        "learning_rate": lr, "num_epochs": num_epochs, "updates": updates, "tokens_trained": seen[-1],
         "train_losses": [round(loss, 3) for loss in train_losses], "val_losses": [round(loss, 3) for loss in val_losses],
     }  # fmt: skip
 

@@ -23,8 +23,7 @@ from exercise_experiments import (
     mark,
     read_log,
 )
-from gemma_instruction_finetuning import calc_answer_loss
-from gpt_instruction_finetuning import TEST_CONFIG, answer_entries, load_tuned_gpt
+from gpt_instruction_finetuning import TEST_CONFIG, answer_entries, calc_answer_loss, load_tuned_gpt
 from instruction_batches import InstructionDataset, InstructionDatasetWithMasking, encode_prompt, split_data
 from instruction_data_checks import load_data, load_verifiable_test
 from previous_chapters import GPTModel, calc_loss_batch, gpt2_tokenizer
