@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 INSTRUCTION_SIZES = {
-    "laptop": {"choose_model": "gpt2-mini (mini)", "lr": 1e-3, "num_epochs": 3},
+    "laptop": {"choose_model": "gpt2-mini (mini)", "lr": 1e-3, "num_epochs": 5},
     "full": {"choose_model": "gpt2-medium (355M)", "lr": 5e-5, "num_epochs": 2},
 }
 TEST_CONFIG = {"vocab_size": 50257, "context_length": 120, "emb_dim": 12, "n_layers": 1, "n_heads": 2, "drop_rate": 0.0, "qkv_bias": False}
@@ -107,7 +107,8 @@ def train_on_answers(
             if step % eval_freq == 0:
                 model.eval()
                 train_losses.append(sum(recent) / len(recent))
-                val_losses.append(calc_answer_loss_loader(model, val_loader, eval_iter))
+                with torch.random.fork_rng():  # how often we measure does not change the random numbers of the training
+                    val_losses.append(calc_answer_loss_loader(model, val_loader, eval_iter))
                 track_tokens_seen.append(tokens_seen)
                 print(f"epoch {epoch + 1}, step {step:4d}: train loss {train_losses[-1]:.3f}, val loss {val_losses[-1]:.3f}")
                 recent = []

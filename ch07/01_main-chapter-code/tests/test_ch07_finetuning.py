@@ -220,13 +220,13 @@ def test_training_learns_few_answers_by_heart_and_ends_them(tokenizer, capsys):
     entries = [an_entry(f"Color of the {thing}?", color) for thing, color in (("sky", "blue"), ("grass", "green"), ("snow", "white"))]
     torch.manual_seed(123)
     loaders = batches.create_loaders(entries, entries, tokenizer, 3, 120)
-    model, calls = tiny_gpt(), []
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
+    model, calls = tiny_gpt(n_layers=1), []
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     found = finetuning.train_on_answers(
-        model, *loaders, optimizer, 40, 10, 5, lambda: calls.append("step"), lambda: calls.append(model.training)
+        model, *loaders, optimizer, 60, 15, 5, lambda: calls.append("step"), lambda: calls.append(model.training)
     )
-    assert [len(values) for values in found] == [4, 4, 4] and found[0][-1] < 0.05 < found[0][0] and found[2] == sorted(found[2])
-    assert calls.count("step") == 40 and calls.count(False) == 40 and capsys.readouterr().out.count("train loss") == 4
+    assert [len(values) for values in found] == [4, 4, 4] and found[0][-1] < 0.1 < found[0][0] and found[2] == sorted(found[2])
+    assert calls.count("step") == 60 and calls.count(False) == 60 and capsys.readouterr().out.count("train loss") == 4
     assert finetuning.answer_entries(model, entries, tokenizer, CPU) == (["blue", "green", "white"], [True] * 3)
 
 
