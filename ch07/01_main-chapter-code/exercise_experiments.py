@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from gpt_instruction_finetuning import INSTRUCTION_SIZES, TEST_CONFIG, TEST_MODE, train_on_answers
+from gpt_instruction_finetuning import INSTRUCTION_SIZES, TEST_CONFIG, TEST_MODE, likeliest_next_ids, train_on_answers
 from instruction_batches import (
     InstructionDataset,
     InstructionDatasetWithMasking,
@@ -38,7 +38,6 @@ from previous_chapters import (
     GPTModel,
     OneLineParser,
     adamw,
-    generate,
     gpt2_tokenizer,
     int_at_least,
     load_pretrained_gpt,
@@ -123,25 +122,27 @@ def add_lora(model: GPTModel, rank: int = RANK, alpha: float = ALPHA) -> tuple[i
 
 @torch.no_grad()
 def answer_prompts(model: GPTModel, prompts: list[list[int]], tokenizer, device, max_new_tokens: int) -> tuple[list[str], list[bool]]:
-    """Return (the greedy answer to each prompt, whether it ended by itself); prompts with equally many tokens share a batch.
+    """Return (the greedy answer to each prompt, whether it ended by itself): `answer_entries` for prompts of any style.
 
-    A hook hands the output layer only the last position, the one that `generate` reads: a third of the work is left.
+    Prompts with equally many tokens share a batch, which an answer leaves when it has ended.
     """
-    context_size, answers, ended, groups = model.pos_emb.num_embeddings, [""] * len(prompts), [False] * len(prompts), {}
+    context_size, groups = model.pos_emb.num_embeddings, {}
     for position, prompt in enumerate(prompts):
         groups.setdefault(len(prompt), []).append(position)
-    hook = model.out_head.register_forward_pre_hook(lambda layer, args: (args[0][:, -1:],))
-    try:
-        for length, positions in tqdm(sorted(groups.items()), desc="answers", unit="batches", mininterval=1, leave=False):
-            idx = torch.tensor([prompts[position] for position in positions], device=device)  # (b, num_tokens)
-            room = min(max_new_tokens, context_size - length)
-            new = generate(model, idx, room, context_size, eos_id=END_ID)[:, length:]  # (b, num_new)
-            for position, row in zip(positions, new.tolist()):
-                ended[position] = len(row) < room or END_ID in row
-                answers[position] = tokenizer.decode(row[: row.index(END_ID)] if END_ID in row else row).strip()
-    finally:
-        hook.remove()
-    return answers, ended
+    answer_ids, ended = [[] for _ in prompts], [False] * len(prompts)
+    for length, writing in tqdm(sorted(groups.items()), desc="answers", unit="batches", mininterval=1, leave=False):
+        idx = torch.tensor([prompts[position] for position in writing], device=device)  # (b, num_tokens)
+        for _ in range(min(max_new_tokens, context_size - length)):
+            next_ids = likeliest_next_ids(model, idx)  # (b)
+            goes_on = next_ids != END_ID  # (b)
+            for position, token_id in zip(writing, next_ids.tolist()):
+                ended[position] = token_id == END_ID
+                answer_ids[position] += [] if ended[position] else [token_id]
+            writing = [position for position in writing if not ended[position]]
+            if not writing:
+                break
+            idx = torch.cat([idx, next_ids[:, None]], dim=1)[goes_on]
+    return [tokenizer.decode(ids).strip() for ids in answer_ids], ended
 
 
 def mark(questions: list[dict], answers: list[str], ended: list[bool]) -> dict[str, dict]:

@@ -9,6 +9,7 @@ import exercise_experiments
 import pytest
 import torch
 from exercise_experiments import (
+    END_ID,
     LOG_FILE,
     SOLUTIONS,
     InstructionDatasetPhi,
@@ -26,7 +27,7 @@ from exercise_experiments import (
 from gpt_instruction_finetuning import TEST_CONFIG, answer_entries, calc_answer_loss, load_tuned_gpt
 from instruction_batches import InstructionDataset, InstructionDatasetWithMasking, encode_prompt, split_data
 from instruction_data_checks import load_data, load_verifiable_test
-from previous_chapters import GPTModel, calc_loss_batch, gpt2_tokenizer
+from previous_chapters import GPTModel, calc_loss_batch, generate, gpt2_tokenizer
 
 ENTRY = {"instruction": "Put it in the past tense.", "input": "She sings.", "output": "She sang."}
 
@@ -72,8 +73,12 @@ def test_answers_are_those_of_the_chapter_s_function():
     torch.manual_seed(5)
     model, tokenizer, entries = GPTModel(TEST_CONFIG).eval(), gpt2_tokenizer(), load_data()[:6]
     prompts = [encode_prompt(entry, tokenizer) for entry in entries]
-    assert answer_prompts(model, prompts, tokenizer, "cpu", 7) == answer_entries(model, entries, tokenizer, "cpu", 7)
-    assert not model.out_head._forward_pre_hooks
+    with torch.no_grad():  # the end token takes the place of the third token of the first answer
+        third = generate(model, torch.tensor(prompts[:1]), 3, 120)[0, -1]
+        model.out_head.weight[END_ID] = 1.01 * model.out_head.weight[third]
+    answers, ended = answer_prompts(model, prompts, tokenizer, "cpu", 7)
+    assert (answers, ended) == answer_entries(model, entries, tokenizer, "cpu", 7)
+    assert ended[0] and not all(ended)
 
 
 def test_marks_add_up_and_right_answers_are_right():
