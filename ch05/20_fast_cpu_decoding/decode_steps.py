@@ -6,7 +6,8 @@ into which the step writes those of its token; x (emb_dim): the token's embeddin
 """
 
 import numpy as np
-from kernels import QUICK, add, attend, gelu, layer_norm, multiply, of_layer, quick_exp, rms_norm, rotate, rows_of
+from kernels import add, attend, gelu, layer_norm, multiply, of_layer, quick_exp, rms_norm, rotate, rows_of
+from machine_code import QUICK
 from numba import njit
 
 

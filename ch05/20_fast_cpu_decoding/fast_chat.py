@@ -23,14 +23,17 @@ def load_fast(weights: str, threads: int):
         print("numba is missing (python -m pip install numba), so PyTorch answers, more slowly", file=sys.stderr)
     if weights == "pytorch" or numba is None:
         return model, tokenizer
-    fast = FastModel(model, file_blocks(*read_gguf(find_smollm2())) if weights == "file" else weights, threads)
+    if weights in ("file", "file_rounded"):
+        weights = file_blocks(*read_gguf(find_smollm2()), rounded=weights == "file_rounded")
+    fast = FastModel(model, weights, threads)
     fast.read_token(0, fast.new_cache())  # compiles the step, or loads its machine code
     return fast, tokenizer
 
 
 def build_parser() -> OneLineParser:
     parser = OneLineParser("Chat with SmolLM2-135M in the terminal, by compiled steps.")
-    parser.add_argument("--weights", choices=(*FORMS, "file", "pytorch"), default="int8", help="file: the 4-bit blocks as they are")
+    parser.add_argument("--weights", choices=(*FORMS, "file", "file_rounded", "pytorch"), default="int8",
+                        help="file: the 4-bit blocks as they are; file_rounded: and the vector in 8 bits")  # fmt: skip
     parser.add_argument("--threads", type=int_at_least(1), default=1, help="cores of the compiled step")
     parser.add_argument("--system", help="system message, if not the model's own")
     parser.add_argument("--prompt", help="answer this once and stop")

@@ -248,8 +248,11 @@ class FastModel:
         return torch.from_numpy(logits)[None, None]
 
 
-def file_blocks(metadata, tensors):
-    """A function for FastModel's `weights` that takes a Llama model's matrices from its GGUF file as they are (Q4_1, Q8_0)."""
+def file_blocks(metadata, tensors, rounded: bool = False):
+    """A function for FastModel's `weights` that takes a Llama model's matrices from its GGUF file as they are (Q4_1, Q8_0).
+
+    rounded: the products over 4 bits also round the vector, to 8 bits a number: faster, and no longer quite the same logits.
+    """
     parts = {"W_query": "attn_q", "W_key": "attn_k", "W_value": "attn_v", "att.out_proj": "attn_output",
              "ff.fc1": "ffn_gate", "ff.fc2": "ffn_up", "ff.fc3": "ffn_down"}  # fmt: skip
     heads = {"attn_q": metadata["llama.attention.head_count"], "attn_k": metadata["llama.attention.head_count_kv"]}
@@ -263,6 +266,6 @@ def file_blocks(metadata, tensors):
         order = None
         if source in heads:  # the file keeps the partners of a rotation in neighboring rows, the model half a head apart
             order = np.arange(shape[0]).reshape(heads[source], -1, 2).swapaxes(1, 2).reshape(-1)
-        return store_file_blocks(kind, shape, data, order)
+        return store_file_blocks(kind, shape, data, order, rounded)
 
     return matrix_of

@@ -48,11 +48,11 @@ def store_int8_blocks(weight: np.ndarray) -> tuple:
     return side_by_side(q), side_by_side(scale.astype(np.float32)), NONE
 
 
-def store_file_blocks(kind: str, shape: tuple, data: bytes, order=None) -> tuple:
+def store_file_blocks(kind: str, shape: tuple, data: bytes, order=None, rounded: bool = False) -> tuple:
     """A GGUF tensor's stored bytes, Q4_1 or Q8_0, with its rows in another `order` and 16 of them side by side; nothing is unpacked.
 
-    The float16 scales (and minima) become float32, which takes a byte and a half more for 32 weights each. ValueError for
-    other types.
+    rounded: Q4_1 as words of two bytes, for the product that rounds the vector too. The float16 scales and minima become float32,
+    two bytes more for each. ValueError for other types.
     """
     if kind not in ("Q4_1", "Q8_0"):
         raise ValueError(f"blocks of type {kind} are not known here, only Q4_1 and Q8_0")
@@ -62,6 +62,7 @@ def store_file_blocks(kind: str, shape: tuple, data: bytes, order=None) -> tuple
     halves = np.ascontiguousarray(blocks[..., :head]).view(np.float16).astype(np.float32)  # (rows, num_blocks, num_halves)
     numbers = blocks[..., head:]
     if kind == "Q4_1":
+        numbers = np.ascontiguousarray(numbers).view("<u2") if rounded else numbers
         return side_by_side(numbers), side_by_side(halves[..., 0]), side_by_side(halves[..., 1])
     return side_by_side(numbers.reshape(shape).view(np.int8)), side_by_side(halves[..., 0]), NONE
 

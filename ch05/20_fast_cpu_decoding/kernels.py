@@ -4,74 +4,20 @@ A matrix is a tuple (weights, scale, minimum) of arrays. The number of axes of `
 
     2  (rows, d_in): float32 with a scale of 1 a row, or int8 with one scale a row
     3  (rows / 16, d_in, 16): int8, one scale for 32 numbers of a row; GGUF's Q8_0 blocks with 16 rows side by side
-    4  (rows / 16, d_in / 32, 16, 16): a byte for two numbers, scale and minimum for 32; GGUF's Q4_1 blocks likewise
+    4  (rows / 16, d_in / 32, 16, 16): a byte for two numbers, scale and minimum for 32; GGUF's Q4_1 blocks likewise. Or the
+       same bytes as words of two, (rows / 16, d_in / 32, 8, 16), for the product that rounds the vector too
 
 numba compiles a function for the types that it is called with and leaves out the branches these types cannot reach. Sixteen
 rows side by side are a full register of the widest processors: the inner loop runs over rows, so no sum crosses lanes.
 """
 
-import hashlib
-import os
-import sqlite3
-import tempfile
-from pathlib import Path
-
 import numba
 import numpy as np
+from machine_code import QUICK
 from numba import njit, prange
 
-LOCKS = []  # open until the process ends, however it ends
-
-
-def own_slot(folder: Path) -> Path | None:
-    """The first numbered subfolder that no running process uses, ours until this one ends; None if none can be locked.
-
-    numba's index of kept machine code is not made for two writers: each would give its own code the next number, and one
-    would then load the other's code for other types, which crashes. A database's exclusive lock works on every system.
-    """
-    for number in range(64):
-        slot = folder / str(number)
-        slot.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = sqlite3.connect(slot / "in-use.db", timeout=0, check_same_thread=False)
-            lock.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError:  # another process has it
-            continue
-        LOCKS.append(lock)
-        return slot
-    return None
-
-
-def compiled_folder() -> Path | None:
-    """Where numba keeps machine code between runs: a folder named for these sources, or None if none can be written.
-
-    numba itself would not notice that a function called by a kept one was edited; with the name, an edit means a new folder.
-    """
-    here = Path(__file__)
-    sources = b"".join(path.read_bytes() for path in (here, here.with_name("decode_steps.py")) if path.is_file())
-    places = (os.environ.get("LLM_COURSE_CACHE"), os.environ.get("XDG_CACHE_HOME"), Path.home() / ".cache", tempfile.gettempdir())
-    for place in filter(None, places):
-        folder = Path(place) / "llm-course" / f"compiled-{hashlib.sha256(sources).hexdigest()[:16]}"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                return own_slot(folder)
-        except OSError:
-            continue
-    return None
-
-
-COMPILED = compiled_folder()
-if COMPILED is not None:
-    numba.config.CACHE_DIR = str(COMPILED)
 numba.config.THREADING_LAYER = "workqueue"  # numba's OpenMP pool is PyTorch's too, and would change its number of threads
-
 LANES, BLOCK = 16, 32
-QUICK = {
-    "fastmath": True,
-    "nogil": True,
-    "cache": COMPILED is not None,
-}  # fastmath: sums in any order, or nothing would run in parallel lanes
 
 
 @njit(**QUICK)
@@ -86,34 +32,88 @@ def rows_times(weights, scale, x, y):
 
 @njit(**QUICK)
 def q8_group_times(weights, scale, x, y):
-    """16 rows in Q8_0 blocks, weights (d_in, 16), scale (d_in / 32, 16): each block's products are summed, then scaled."""
+    """16 rows in Q8_0 blocks, weights (num_blocks, 32, 16), scale (num_blocks, 16), x (num_blocks, 32): sums of a block are scaled."""
     y[:] = np.float32(0)
-    for block in range(scale.shape[0]):
-        column = block * BLOCK
+    for block in range(len(x)):
         for lane in range(LANES):
             total = np.float32(0)
             for j in range(BLOCK):
-                total += np.float32(weights[column + j, lane]) * x[column + j]
+                total += np.float32(weights[block, j, lane]) * x[block, j]
             y[lane] += scale[block, lane] * total
 
 
 @njit(**QUICK)
 def q4_group_times(weights, scale, minimum, x, y):
-    """16 rows in Q4_1 blocks, weights (d_in / 32, 16, 16), scale and minimum (d_in / 32, 16).
+    """16 rows in Q4_1 blocks, weights (num_blocks, 16, 16), scale and minimum (num_blocks, 16), x (num_blocks, 32).
 
-    weight = scale * q + minimum; the low half of byte j is number j of its block, the high half number j + 16.
+    weight = scale * q + minimum; the low half of byte j is number j of its block, the high half number j + 16. Without int32
+    around each half it would be an int64, as in Python, and fill two lanes.
     """
     y[:] = np.float32(0)
-    for block in range(scale.shape[0]):
-        column, sum_of_x = block * BLOCK, np.float32(0)
+    for block in range(len(x)):
+        sum_of_x = np.float32(0)
         for j in range(BLOCK):
-            sum_of_x += x[column + j]
+            sum_of_x += x[block, j]
         for lane in range(LANES):
             total = np.float32(0)
             for j in range(BLOCK // 2):
-                byte = np.int32(weights[block, j, lane])
-                total += np.float32(byte & 15) * x[column + j] + np.float32(byte >> 4) * x[column + 16 + j]
+                byte = weights[block, j, lane]
+                total += np.float32(np.int32(byte & 15)) * x[block, j] + np.float32(np.int32(byte >> 4)) * x[block, j + 16]
             y[lane] += scale[block, lane] * total + minimum[block, lane] * sum_of_x
+
+
+@njit(**QUICK)
+def round_blocks(x, numbers, scale, sums):
+    """x (num_blocks, 32) -> whole numbers from -127 to 127 of the same shape, and for each block their scale and sum."""
+    for block in range(len(x)):
+        largest, total = np.float32(1e-30), np.int32(0)
+        for j in range(BLOCK):
+            largest = max(largest, abs(x[block, j]))
+        for j in range(BLOCK):
+            numbers[block, j] = np.int16(np.rint(x[block, j] * (np.float32(127) / largest)))
+            total += numbers[block, j]
+        scale[block], sums[block] = largest / np.float32(127), total
+
+
+@njit(**QUICK)
+def q4_rounded_group_times(weights, scale, minimum, numbers, x_scale, sums, y):
+    """As `q4_group_times`, with x rounded by `round_blocks` and weights as words of two bytes, (num_blocks, 8, 16).
+
+    Word j holds the numbers 2j, 2j + 16, 2j + 1 and 2j + 17, from its low end. All products are int16, of which a register
+    has twice as many lanes. A sum of 32 may leave the range of int16 and start again at its other end; the sum for q - 8,
+    at most 32 * 8 * 127 = 32,512, fits, so after the subtraction the number is right.
+    """
+    y[:] = np.float32(0)
+    for block in range(len(sums)):
+        for lane in range(LANES):
+            total = np.int16(-8 * sums[block])
+            for j in range(BLOCK // 4):
+                word = weights[block, j, lane]
+                total = np.int16(
+                    total
+                    + np.int16(word & 15) * numbers[block, 2 * j]
+                    + np.int16(word >> 4 & 15) * numbers[block, 2 * j + 16]
+                    + np.int16(word >> 8 & 15) * numbers[block, 2 * j + 1]
+                    + np.int16(word >> 12) * numbers[block, 2 * j + 17]
+                )
+            whole = np.float32(sums[block])
+            product = scale[block, lane] * (np.float32(total) + np.float32(8) * whole) + minimum[block, lane] * whole
+            y[lane] += x_scale[block] * product
+
+
+@njit(**QUICK)
+def q4_groups_times(weights, scale, minimum, x, y):
+    """All groups of a part: weights (num_groups, num_blocks, 16, 16) of bytes, or (num_groups, num_blocks, 8, 16) of words."""
+    num_blocks = len(x)
+    if weights.itemsize == 2:
+        numbers, sums = np.empty((num_blocks, BLOCK), np.int16), np.empty(num_blocks, np.int32)
+        x_scale = np.empty(num_blocks, np.float32)
+        round_blocks(x, numbers, x_scale, sums)
+        for group in range(len(weights)):
+            q4_rounded_group_times(weights[group], scale[group], minimum[group], numbers, x_scale, sums, y[group])
+    else:
+        for group in range(len(weights)):
+            q4_group_times(weights[group], scale[group], minimum[group], x, y[group])
 
 
 @njit(**QUICK)
@@ -123,11 +123,13 @@ def part_times(weights, scale, minimum, x, y, part, parts):
     first, last = count * part // parts, count * (part + 1) // parts
     if weights.ndim == 2:
         rows_times(weights[first:last], scale[first:last], x, y[first:last])
-    for group in range(first, last):
-        if weights.ndim == 3:
-            q8_group_times(weights[group], scale[group], x, y[group * LANES : (group + 1) * LANES])
-        if weights.ndim == 4:
-            q4_group_times(weights[group], scale[group], minimum[group], x, y[group * LANES : (group + 1) * LANES])
+    if weights.ndim == 3:
+        for group in range(first, last):
+            blocks = weights[group].reshape(-1, BLOCK, LANES)
+            q8_group_times(blocks, scale[group], x.reshape(-1, BLOCK), y[group * LANES : (group + 1) * LANES])
+    if weights.ndim == 4:
+        groups = y.reshape(-1, LANES)[first:last]
+        q4_groups_times(weights[first:last], scale[first:last], minimum[first:last], x.reshape(-1, BLOCK), groups)
 
 
 @njit(parallel=True, **QUICK)
@@ -205,6 +207,25 @@ def rotate(heads, cos, sin):
 
 
 @njit(**QUICK)
+def add_weighted(weights, values, context):
+    """context (head_dim) += weights (num_tokens) @ values (num_tokens, head_dim).
+
+    Eight tokens at a time, so that the context is loaded and stored an eighth as often.
+    """
+    eights = len(weights) // 8
+    w, v = weights[: 8 * eights].reshape(-1, 8), values[: 8 * eights].reshape(-1, 8, values.shape[1])
+    for eight in range(eights):
+        for i in range(len(context)):
+            total = np.float32(0)
+            for token in range(8):
+                total += w[eight, token] * v[eight, token, i]
+            context[i] += total
+    for token in range(8 * eights, len(weights)):
+        for i in range(len(context)):
+            context[i] += weights[token] * values[token, i]
+
+
+@njit(**QUICK)
 def attend_head(query, keys, values, scaling, scores, context):
     """One query (head_dim) over keys and values (num_tokens, head_dim) -> context (head_dim); scores (num_tokens): working space."""
     largest, total = np.float32(-np.inf), np.float32(0)
@@ -218,10 +239,9 @@ def attend_head(query, keys, values, scaling, scores, context):
         scores[token] = quick_exp(scores[token] - largest)
         total += scores[token]
     context[:] = np.float32(0)
-    for token in range(len(scores)):
-        weight = scores[token] / total
-        for i in range(len(query)):
-            context[i] += weight * values[token, i]
+    add_weighted(scores, values, context)
+    for i in range(len(context)):
+        context[i] /= total
 
 
 @njit(**QUICK)

@@ -80,8 +80,9 @@ def losses_of_forms(num_tokens: int) -> dict:
 
     model, tokenizer = load_smollm2()
     ids = tokenizer.encode(read_text(STORY_FILE))[: num_tokens + 1]
-    found, first = {}, None
-    for name, weights in {**{form: form for form in FORMS}, "file": file_blocks(*read_gguf(find_smollm2()))}.items():
+    found, first, file = {}, None, read_gguf(find_smollm2())
+    forms = {**{form: form for form in FORMS}, "file": file_blocks(*file), "file_rounded": file_blocks(*file, rounded=True)}
+    for name, weights in forms.items():
         fast, losses = FastModel(model, weights, threads=1), []
         cache = fast.new_cache()
         for token, target in tqdm(list(zip(ids, ids[1:])), desc=f"loss, {name}", leave=False):

@@ -90,7 +90,9 @@ def smollm2_rungs(prompt_tokens: int, new_tokens: int, threads: int) -> dict[str
     plain, packed = load_smollm2(fast=False)[0], load_smollm2()[0]
     cfg, fast = plain.cfg, load_smollm2()[0]
     exchanged = exchange_linears(load_smollm2(fast=False)[0], "float32", threads)
-    rungs = fast_rungs(fast, {**FORMS, "one step, the file's 4 bits": file_blocks(metadata, tensors)}, new_tokens, threads)
+    forms = {**FORMS, "one step, the file's 4 bits": file_blocks(metadata, tensors)}
+    forms["one step, 4 bits, rounded vector"] = file_blocks(metadata, tensors, rounded=True)
+    rungs = fast_rungs(fast, forms, new_tokens, threads)
     per_token = rungs["one step, float32"].cache_bytes
     ours = {"plain loop of calls": plain, "packed weights": packed, "compiled products": exchanged}
     ours = {name: torch_rung(model, cfg, per_token, new_tokens) for name, model in ours.items()}

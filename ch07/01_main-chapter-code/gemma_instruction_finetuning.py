@@ -14,6 +14,7 @@ Run it (after `make gemma`):
 import json
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -45,7 +46,7 @@ from tqdm import tqdm
 
 FOLDER = Path(__file__).resolve().parent
 WEIGHTS_NAME, CHECKPOINT_NAME, LOG_NAME = "gemma-3-270m-sft.pth", "checkpoint.pth", "log.json"
-DECISIVE = ("data", "batch_size", "learning_rate", "lora_rank", "seed")  # a checkpoint under others is another run
+DECISIVE = ("data", "num_epochs", "batch_size", "learning_rate", "lora_rank", "seed")  # a checkpoint under others is another run
 
 
 # ---- model and loss ----
@@ -118,37 +119,45 @@ def answer_entries_gemma(model, entries: list[dict], tokenizer, max_new_tokens: 
 # ---- training ----
 
 
-def train(
-    model, learning_part, optimizer, train_loader, val_loader, num_epochs: int, state: TrainingState, eval_freq: int, after_step=None
-):
-    """Train until num_epochs are done; `state` collects the mean training loss of each eval_freq updates, and validation losses.
+def rate_factor(update: int, num_updates: int, warmup: int = 10) -> float:
+    """What the learning rate is multiplied with: up to 1 within the first updates, then straight down to 0. Appendix D says why."""
+    return min(1.0, (update + 1) / warmup) * (1 - update / num_updates)
 
-    after_step(state) is called after each update; returning True stops the run. ch07-gemma3.ipynb.
+
+def train(
+    model, optimizer, loaders: tuple, num_epochs: int, state: TrainingState, eval_freq: int, after_step: Callable | None = None
+) -> None:
+    """Train until num_epochs are done. `state` collects the loss of each update, and the validation loss after some of them.
+
+    loaders: (training, validation), the latter measured after update 1 and every eval_freq ones. after_step(state) is called
+    after each update; returning True stops the run. ch07-gemma3.ipynb.
     """
+    train_loader, val_loader = loaders
+    num_updates = num_epochs * len(train_loader)
+    peak_rates = [group["lr"] for group in optimizer.param_groups]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     model.train()
-    recent = []
     while state.epoch < num_epochs:
         for inputs, targets in remaining_batches(train_loader, state):
+            for group, peak_rate in zip(optimizer.param_groups, peak_rates):
+                group["lr"] = peak_rate * rate_factor(state.step + 1, num_updates)
             loss = calc_answer_loss(model, inputs, targets)
             loss.backward()
-            nn.utils.clip_grad_norm_(learning_part.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            recent.append(loss.item())
             state.batch += 1
             state.step += 1
             state.tokens_seen += inputs.numel()
-            if state.step % eval_freq == 0:
-                state.train_losses.append(sum(recent) / len(recent))
+            state.train_losses.append(loss.item())
+            if state.step == 0 or (state.step + 1) % eval_freq == 0:
                 state.val_losses.append(calc_answer_loss_loader(model, val_loader))
                 state.track_tokens_seen.append(state.tokens_seen)
-                recent = []
             if after_step is not None and after_step(state):
-                return state
+                return
         state.epoch += 1
         state.batch = 0
     model.eval()
-    return state
 
 
 def tune(model, tokenizer, train_data: list[dict], val_data: list[dict], settings: dict) -> dict:
@@ -157,14 +166,16 @@ def tune(model, tokenizer, train_data: list[dict], val_data: list[dict], setting
     learning_part = prepare_for_tuning(model.to(device), settings["lora_rank"])
     parameters = [parameter for parameter in learning_part.parameters() if parameter.requires_grad]
     precision = use_precision(model, settings["precision"], device)
-    train_loader = gemma_loader(train_data, tokenizer, settings["batch_size"], device, shuffle=True)
-    val_loader = gemma_loader(val_data, tokenizer, settings["batch_size"], device)
+    loaders = (
+        gemma_loader(train_data, tokenizer, settings["batch_size"], device, shuffle=True),
+        gemma_loader(val_data, tokenizer, settings["batch_size"], device),
+    )
     optimizer = torch.optim.AdamW(parameters, lr=settings["learning_rate"], weight_decay=0.1, fused=fused_adamw_works(device))
     decisive = {key: settings[key] for key in DECISIVE}
     checkpoint, state = folder / CHECKPOINT_NAME, TrainingState()
     if settings["resume"]:
         state = restore_checkpoint(read_checkpoint(checkpoint, decisive), learning_part, optimizer)
-    total = settings["num_epochs"] * len(train_loader)
+    total = settings["num_epochs"] * len(loaders[0])
     bar = tqdm(total=total, initial=state.step + 1, unit="updates", mininterval=1)
 
     def after_step(state: TrainingState) -> None:
@@ -176,14 +187,14 @@ def tune(model, tokenizer, train_data: list[dict], val_data: list[dict], setting
 
     started, tokens_before = time.perf_counter(), state.tokens_seen
     with bar:
-        train(model, learning_part, optimizer, train_loader, val_loader, settings["num_epochs"], state, settings["eval_freq"], after_step)
+        train(model, optimizer, loaders, settings["num_epochs"], state, settings["eval_freq"], after_step)
     seconds = time.perf_counter() - started
     if settings["lora_rank"]:
         merge_lora(learning_part)
     save_atomically({"blocks": learning_part.state_dict(), "settings": decisive}, folder / WEIGHTS_NAME)
     checkpoint.unlink(missing_ok=True)
     return {
-        "settings": {**decisive, "num_epochs": settings["num_epochs"]}, "precision": precision, "processor": processor_name(),
+        "settings": {**decisive, "data": Path(settings["data"]).name}, "precision": precision, "processor": processor_name(),
         "threads": torch.get_num_threads(), "torch": torch.__version__, "learning_parameters": sum(p.numel() for p in parameters),
         "updates": state.step + 1, "seconds": round(seconds, 1), "tokens_per_s": round((state.tokens_seen - tokens_before) / seconds, 1),
         "peak_memory_gb": round(peak_memory_gb(device), 2), "eval_freq": settings["eval_freq"],
@@ -247,14 +258,14 @@ def command_line(argv: list[str] | None = None) -> int:
     """Parse the options, call `main`; returns 0, or exits with code 2 and one line on bad input."""
     parser = OneLineParser("Fine-tune Gemma 3 270M to follow instructions.")
     parser.add_argument("--data", default=str(DATA_FILE), help="JSON list of entries with instruction, input and output")
-    parser.add_argument("--num_epochs", type=int_at_least(0), default=1, help="passes over the training entries; 0: only answer")
+    parser.add_argument("--num_epochs", type=int_at_least(0), default=2, help="passes over the training entries; 0: only answer")
     parser.add_argument("--batch_size", type=int_at_least(1), default=8, help="entries per update")
-    parser.add_argument("--learning_rate", type=positive_float, default=1e-4, help="of AdamW")
+    parser.add_argument("--learning_rate", type=positive_float, default=1e-4, help="highest rate of AdamW")
     parser.add_argument("--lora_rank", type=int_at_least(0), default=0, help="train adapters of this rank; 0: all weights of the blocks")
     parser.add_argument("--precision", choices=("fp32", "bf16", "auto"), default="fp32", help="auto: bf16 where it is fast")
     parser.add_argument("--before", action="store_true", help="also answer with the untuned model, which takes minutes: it never ends")
     parser.add_argument("--max_new_tokens", type=int_at_least(1), default=100, help="longest answer")
-    parser.add_argument("--eval_freq", type=int_at_least(1), default=10, help="updates from one measurement to the next")
+    parser.add_argument("--eval_freq", type=int_at_least(1), default=29, help="updates from one measurement to the next")
     parser.add_argument("--checkpoint_freq", type=int_at_least(1), default=30, help="updates from one checkpoint to the next")
     parser.add_argument("--output_dir", default=str(FOLDER / "gemma-model"), help="folder for all results")
     parser.add_argument("--overwrite", action="store_true", help="replace the results in output_dir")

@@ -11,7 +11,9 @@ import re
 import unicodedata
 from decimal import Decimal
 
-CONTRACTIONS = {"won't": "will not", "can't": "can not", "cannot": "can not", "n't": " not", "'ll": " will", "'re": " are", "'ve": " have"}
+CONTRACTIONS = {
+    "won't": "will not", "can't": "can not", "cannot": "can not", "n't": " not", "'ll": " will", "'re": " are", "'ve": " have",
+}  # fmt: skip
 SMALL_TALK = re.compile(
     r"^(?:sure|of course|certainly|absolutely|gladly|yes|okay|ok|(?:good|great) question|here (?:you are|you go|it is))"
     r"(?: thing)?(?:[!.]\s+|,\s+|:\s+)",
@@ -21,13 +23,13 @@ LINKS = r"(?:is|are|was|becomes?|be|called|means|spelled|written|says?|to|as|equ
 DENIAL = re.compile(r"\b(?:not|or|neither|nor|never|maybe|perhaps|either|but|wrong|incorrect|instead|unlike|versus)\b|n't\b", re.IGNORECASE)
 # What may stand around a bare answer besides words of the question.
 SMALL_WORDS = set(
-    "a an the this that these it its i you we they my your is are was were be would should will can of in on as for to from by with and "
-    "between than more so here both two one answer result solution word words number numbers sentence phrase text letters question "
-    "label category class kind type group sort part speech form version correct right proper correctly properly corrected rewritten "
-    "spelling spelled spelt written write plural singular opposite antonym capital city country translation translated translates language "
-    "english spanish french german means meaning called says say said belongs sentiment review feeling expresses shows last final ends "
-    "larger largest bigger biggest greater greatest higher sum total difference product half double doubled equals equal makes gives becomes "
-    "gets comes passive active voice past tense uppercase follows".split()
+    "a an the this that these it its i you we they my your is are was were be would should will can of in on as for to from by "
+    "with and between than more so here both two one answer result solution word words number numbers sentence phrase text letters "
+    "question label category class kind type group sort part speech form version correct right proper correctly properly corrected "
+    "rewritten spelling spelled spelt written write plural singular opposite antonym capital city country translation translated "
+    "translates language english spanish french german means meaning called says say said belongs sentiment review feeling "
+    "expresses shows last final ends larger largest bigger biggest greater greatest higher sum total difference product half "
+    "double doubled equals equal makes gives becomes gets comes passive active voice past tense uppercase follows".split()
 )
 ONES = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
@@ -134,7 +136,9 @@ def verify_word(check: dict, answer: str, question: str) -> bool:
     wanted = {bare(plain(word)) for word in check["accept"]}
     if any("?" not in reading and bare(plain(reading)) in wanted for reading in without_lead_ins(text, question)):
         return True
-    text = re.sub(r"\"([^\"]*)\"", lambda quoted: quoted[1] if len(quoted[1].split()) < 3 else "", unwrapped(text))  # a quoted sentence is not read
+    text = re.sub(
+        r"\"([^\"]*)\"", lambda quoted: quoted[1] if len(quoted[1].split()) < 3 else "", unwrapped(text)
+    )  # a quoted sentence is not read
     if rambles(text) or echoes(text, question):
         return False
     return any(says_word(plain(text), word, question) for word in wanted)

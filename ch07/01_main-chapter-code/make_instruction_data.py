@@ -210,7 +210,11 @@ def make_files(folder: Path, output_dir: Path, preferences: Path | None) -> Iter
     entries = [entry for name in SPLITS for entry in splits[name]]
     yield output_dir / DATA_FILE.name, json.dumps([picked(entry, FIELDS) for entry in entries], ensure_ascii=False, indent=1) + "\n"
     yield output_dir / FAMILIES_FILE.name, one_a_line([picked(entry, ("family", "check", "known")) for entry in entries])
-    test = [{**picked(entry, FIELDS), "group": group, **picked(entry, ("family", "check", "known"))} for group in GROUPS for entry in splits[group]]
+    test = [
+        {**picked(entry, FIELDS), "group": group, **picked(entry, ("family", "check", "known"))}
+        for group in GROUPS
+        for entry in splits[group]
+    ]
     yield output_dir / VERIFIABLE_TEST_FILE.name, one_a_line(test)
     if preferences:
         yield preferences, json.dumps(with_preferences(sources, entries, folder), ensure_ascii=False, indent=1) + "\n"
@@ -222,7 +226,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="only compare; exit code 1 if a stored file differs")
     parser.add_argument("--sources", type=Path, default=SOURCES, help="folder of the families")
     parser.add_argument("--output_dir", type=Path, default=FOLDER, help="folder of the files that are written")
-    parser.add_argument("--preferences", type=Path, help=f"also write the preference data, for example to ../{PREFERENCE_FILE.parent.name}/{PREFERENCE_FILE.name}")
+    parser.add_argument(
+        "--preferences",
+        type=Path,
+        help=f"also write the preference data, for example to ../{PREFERENCE_FILE.parent.name}/{PREFERENCE_FILE.name}",
+    )
     args = parser.parse_args(argv)
     stale = []
     try:

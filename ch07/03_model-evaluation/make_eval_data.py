@@ -1,5 +1,7 @@
 """How eval-example-data.json was made: one model asked twice, before and after fine-tuning on the chapter's training data.
 
+The stored file was made with the first edition of that data; this program reads the data as it is now.
+
     python make_eval_data.py                      # 25 minutes on 2 slow cores, less on a GPU
     python make_eval_data.py --limit 8 --output try.json --log try.jsonl
 

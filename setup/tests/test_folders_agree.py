@@ -13,21 +13,12 @@ def test_chapter_4_presents_the_alternatives_to_attention():
     assert all(f"`{name}`" in section for name in ["04_gqa", "05_mla", "06_swa", "08_deltanet"])
 
 
-def right_answers(answers: Path, key: str) -> tuple[int, int]:
-    """(right, verifiable): what the chapter's own program says of a file of answers."""
-    program = REPO / "ch07/01_main-chapter-code/instruction_data_checks.py"
-    done = subprocess.run([sys.executable, program, "--answers", answers, "--key", key], capture_output=True, text=True, check=True)
-    rows = [row.split() for row in done.stdout.splitlines()]
-    counts = [(int(row[-2]), int(row[-1])) for row in rows if row and row[-1].isdigit() and row[-2].isdigit() and row[0] != "total"]
-    return sum(right for right, _ in counts), sum(total for _, total in counts)
-
-
-def test_the_card_of_the_stored_answers_says_how_many_are_right():
-    folder = REPO / "ch07/03_model-evaluation"
-    card = (folder / "README.md").read_text(encoding="utf-8")
-    for number in (1, 2):
-        right, total = right_answers(folder / "eval-example-data.json", f"model {number} response")
-        assert total > 40 and re.search(rf"\| model {number} \|.*\| {right} of {total} \|", card)
+def test_the_preference_data_is_what_the_sources_of_chapter_7_say():
+    """The same entries in the same order, and the rewrites written beside them."""
+    program = REPO / "ch07/01_main-chapter-code/make_instruction_data.py"
+    stored = REPO / "ch07/04_preference-tuning-with-dpo/instruction-data-with-preference.json"
+    done = subprocess.run([sys.executable, program, "--check", "--preferences", stored], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_recipe_of_gpt2_mini_names_programs_that_are_there():

@@ -1,6 +1,6 @@
 """Facts about the whole repository: declared imports, agreeing pins, tests that are run and can fail, nothing private.
 
-    python -m pytest setup/tests
+python -m pytest setup/tests
 """
 
 import ast
@@ -50,6 +50,7 @@ TEXT = {".py", ".in", ".md", ".ipynb", ".toml", ".txt", ".json", ".yml", ".yaml"
 
 
 # ---- the files of this project --------------------------------------------------------------------------------------
+
 
 def load(path):
     """A module of this repository, whatever lies on sys.path."""
@@ -126,6 +127,7 @@ def data_packages(name="setup/data-packages.txt"):
 
 
 # ---- packages -------------------------------------------------------------------------------------------------------
+
 
 def undeclared(tree_list, local, declared):
     """Third-party modules that trees import and no requirement declares."""
@@ -246,6 +248,7 @@ def test_tensorflow_is_imported_by_the_checkpoint_reader_only():
 
 # ---- tests ----------------------------------------------------------------------------------------------------------
 
+
 def files_with_tests():
     return [name for name in tracked() if re.search(r"(^|/)test_[^/]*\.py$", name)]
 
@@ -305,6 +308,7 @@ def test_tests_call_the_running_interpreter():
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
+
 
 def test_no_file_is_too_large():
     large = [name for name in tracked() if (REPO / name).stat().st_size > MAX_BYTES]
@@ -420,6 +424,7 @@ def test_no_import_across_folders():
 
 
 # ---- automation -----------------------------------------------------------------------------------------------------
+
 
 def test_workflows_cover_the_three_systems_and_both_ends_of_the_python_range():
     text = text_of(".github/workflows/tests.yml")

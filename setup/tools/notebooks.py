@@ -170,8 +170,10 @@ def main(argv=None) -> int:
     except (FileNotFoundError, ValueError, nbformat.ValidationError) as error:
         parser.exit(2, f"notebooks.py: cannot read {path}: {str(error).splitlines()[0][:100]}\n")
     commands = {
-        "clean": lambda: clean_files(notebooks, root), "run": lambda: run(notebooks, root, args.measure),
-        "check": lambda: check(notebooks, root), "table": lambda: table(root, args.check),
+        "clean": lambda: clean_files(notebooks, root),
+        "run": lambda: run(notebooks, root, args.measure),
+        "check": lambda: check(notebooks, root),
+        "table": lambda: table(root, args.check),
     }
     return min(commands[args.command](), 1)
 

@@ -30,8 +30,13 @@ BYTES_EACH = 3 * 10**9  # memory that a test process may need
 HEAVY_SECONDS, HEAVY_MEGABYTES = 60, 2000  # a notebook above either runs alone, with all threads
 CELL_SECONDS = 600  # a cell that takes longer hangs; pyproject.toml says the same of a test
 OFFLINE = {
-    "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_ANALYTICS_ENABLED": "False",
-    "TOKENIZERS_PARALLELISM": "false", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUTF8": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "PYTHONUTF8": "1",
 }
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
@@ -88,8 +93,15 @@ def run(name, command, env=None):
     print(f"\n--- {name}: {' '.join(Path(part).name if part == sys.executable else part for part in command)}", flush=True)
     started = time.perf_counter()
     process = subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, **OFFLINE, **(env or {})}, stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace",
+        command,
+        cwd=ROOT,
+        env={**os.environ, **OFFLINE, **(env or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
     )
     lines = []
     for line in process.stdout:

@@ -57,7 +57,8 @@ def _walk(root: Path):
         inside = Path(folder).relative_to(root)
         visible = [name for name in subfolders if name in SHOWN or name not in SKIPPED and not name.startswith(".")]
         subfolders[:] = [
-            name for name in visible
+            name
+            for name in visible
             if not (Path(folder) / name / "pyvenv.cfg").exists() and not _ignored(f"{(inside / name).as_posix()}/", patterns)
         ]
         yield from (name for name in ((inside / name).as_posix() for name in names) if not _ignored(name, patterns))

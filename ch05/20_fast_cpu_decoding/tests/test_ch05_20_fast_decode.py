@@ -17,6 +17,8 @@ if os.environ.get("CI") != "true":
 
 import fast_decode
 import fast_storage
+import kernels
+import numpy as np
 from fast_decode import FastModel, StackedKVCache
 from gemma3 import Gemma3Model
 from llama import Llama3Model, Llama3ModelFast, generate_text_basic_stream
@@ -202,6 +204,37 @@ class FakeFile(dict):
         return torch.tensor(weights).view(rows, d_in)
 
 
+def rounded_vector(x):
+    """Blocks of 32 numbers as whole numbers from -127 to 127 times their scale, by hand."""
+    blocks = x.reshape(-1, 32).astype(np.float32)
+    largest = np.abs(blocks).max(axis=1, keepdims=True)
+    numbers = np.rint(blocks * (np.float32(127) / np.maximum(largest, np.float32(1e-30))))
+    return (numbers * (largest / np.float32(127))).reshape(-1)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 50.0])
+def test_the_rounded_product_is_the_exact_one_of_the_rounded_vector(size):
+    numbers, file = np.random.default_rng(3), FakeFile()
+    weight = file.add("w", "Q4_1", 48, 160).double().numpy()
+    x = (size * numbers.standard_normal(160)).astype(np.float32)
+    x[32:64] = 0  # a block without any scale
+    y, exact = np.empty(48, np.float32), np.empty(48, np.float32)
+    kernels.multiply(fast_storage.store_file_blocks(*file["w"], rounded=True), x, y, 1)
+    kernels.multiply(fast_storage.store_file_blocks(*file["w"]), x, exact, 1)
+    assert np.allclose(y, weight @ rounded_vector(x), atol=1e-5 * size)
+    assert np.allclose(exact, weight @ x, atol=1e-5 * size)
+    assert not np.allclose(y, exact, atol=1e-3 * size)  # rounding does show
+
+
+@pytest.mark.parametrize("byte", [0x00, 0xFF, 0x0F, 0xF0])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_sums_fit_a_word_of_16_bits(byte, sign):
+    data = (np.float16(1).tobytes() + np.float16(-8).tobytes() + bytes([byte] * 16)) * 16
+    x, y = np.full(32, sign, np.float32), np.empty(16, np.float32)
+    kernels.multiply(fast_storage.store_file_blocks("Q4_1", (16, 32), data, rounded=True), x, y, 1)
+    assert np.allclose(y, sign * 16 * ((byte & 15) + (byte >> 4) - 16), rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["plain llama", "gemma"])
 @torch.inference_mode()
 def test_a_cache_filled_by_any_model_is_continued_by_the_step(name):
@@ -287,10 +320,10 @@ except ImportError as error:
 PRODUCT = """
 import numpy as np
 {before}
-import kernels
+import kernels, machine_code
 y = np.empty(3, np.float32)
 kernels.rows_times(np.ones((3, 4), np.float32), np.ones(3, np.float32), np.arange(4, dtype=np.float32), y)
-print(y.tolist(), kernels.COMPILED)
+print(y.tolist(), machine_code.COMPILED)
 """
 
 
@@ -313,10 +346,10 @@ def test_two_processes_may_compile_at_once_and_a_third_compiles_nothing(tmp_path
 
 def test_no_two_running_processes_share_a_folder_of_machine_code(tmp_path):
     environment = {**os.environ, "LLM_COURSE_CACHE": str(tmp_path)}
-    wait = [sys.executable, "-c", "import kernels; print(kernels.COMPILED, flush=True); input()"]
+    wait = [sys.executable, "-c", "import machine_code; print(machine_code.COMPILED, flush=True); input()"]
     first = subprocess.Popen(wait, cwd=FOLDER, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     place = first.stdout.readline().strip()
-    code = "import kernels; print(kernels.COMPILED)"
+    code = "import machine_code; print(machine_code.COMPILED)"
     beside = run_python(code, LLM_COURSE_CACHE=str(tmp_path))
     first.kill()  # without a chance to clean up
     first.communicate()
@@ -325,9 +358,9 @@ def test_no_two_running_processes_share_a_folder_of_machine_code(tmp_path):
 
 
 def test_an_edit_of_any_source_means_a_new_folder_of_machine_code(tmp_path):
-    for name in ("kernels.py", "decode_steps.py"):
+    for name in ("machine_code.py", "kernels.py", "decode_steps.py"):
         (tmp_path / name).write_bytes((FOLDER / name).read_bytes())
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import kernels; print(kernels.COMPILED)"
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import machine_code; print(machine_code.COMPILED)"
     before = run_python(code, LLM_COURSE_CACHE=str(tmp_path))
     with open(tmp_path / "decode_steps.py", "a", encoding="utf-8") as file:
         file.write("# edited\n")

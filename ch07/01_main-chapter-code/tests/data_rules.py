@@ -1,20 +1,20 @@
 """The rules that the instruction data keeps: each broken rule is one line that names the place.
 
-`find_faults(book)` runs all rules on {"sources": ..., "data": ..., "families": ..., "test": ...}: the written items by family,
-the 1,100 entries and their rows, the verifiable test. The tests call it on the real files, which must be clean, and on
-copies with planted faults, which must not. The preference data has rules of its own, in its folder.
+`find_faults(book)` runs all rules on {"sources": ..., "preferences": ..., "data": ..., "families": ..., "test": ...}: the written
+items and rewrites by family, the 1,100 entries and their rows, the verifiable test. The tests call it on the real files, which
+must be clean, and on copies with planted faults, which must not. Tone and balance of the preference data have rules of their own,
+in its folder.
 """
 
 import codecs
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from decimal import Decimal
-from itertools import combinations
 
 from instruction_data_checks import FIELDS, SPLITS, question_of, verify, well_formed
-from instruction_data_verifiers import plain
-from make_data_card import THRESHOLD, item_text, nearest, normal
-from make_instruction_data import OPEN, SEEN, TEST, TRAIN, UNSEEN, VAL, VERIFIABLE, words_in
+from instruction_data_verifiers import numbers_in, plain
+from make_data_card import THRESHOLD, compared, nearest, normal
+from make_instruction_data import OPEN, SEEN, TEST, TRAIN, UNSEEN, VAL, VERIFIABLE, verifiable_entry, words_in
 
 NUMBERS = ("larger_number", "sort_numbers", "arithmetic")
 LABELS = {
@@ -22,7 +22,6 @@ LABELS = {
     "category": {"animal", "food", "tool", "clothing", "vehicle"},
     "part_of_speech": {"noun", "verb", "adjective", "adverb"},
 }
-SENTENCES = ("passive", "past_tense", "question", "grammar", "sentiment", "last_word")
 PRIVATE = {
     "an e-mail address": r"[\w.+-]+@[\w-]+\.\w+",
     "a web address": r"https?://|\bwww\.|\b[\w-]+\.(?:com|org|net|io)\b",
@@ -38,7 +37,8 @@ FUNCTION_WORDS = set(
     "outside over own past per quite rather really same shall she should since so some someone something sometimes soon still such than "
     "that the their them then there these they this those through to together too toward two under until up upon us very we what when "
     "where which while who whose why will with without would yesterday yet you your do does did done don doesn didn isn aren wasn "
-    "weren hasn haven hadn won couldn wouldn shouldn i be am is are was were been being today tomorrow tonight three four five six seven eight nine ten".split()
+    "weren hasn haven hadn won couldn wouldn shouldn i be am is are was were been being "
+    "today tomorrow tonight three four five six seven eight nine ten".split()
 )
 IRREGULAR = (
     "go goes went gone|run ran|eat ate eaten|see saw seen|take took taken|give gave given|write wrote written|"
@@ -53,7 +53,7 @@ IRREGULAR = (
     "good better best|bad worse worst"
 )
 ROOTS = {word: group.split()[0] for group in IRREGULAR.split("|") for word in group.split()}
-ENDINGS = {"ies": "y", "ied": "y", "ier": "y", "iest": "y", "ily": "y", "ing": "", "ed": "", "est": "", "er": "", "es": "", "s": "", "ly": "", "e": ""}
+ENDINGS = dict.fromkeys(("ies", "ied", "ier", "iest", "ily"), "y") | dict.fromkeys(("ing", "ed", "est", "er", "es", "s", "ly", "e"), "")
 
 
 def split_of(number):
@@ -77,7 +77,9 @@ def schema_faults(book):
     if len(book["data"]) != sum(SPLITS.values()) or len(book["families"]) != len(book["data"]):
         yield f"count: {len(book['data'])} entries and {len(book['families'])} rows instead of {sum(SPLITS.values())}"
     rows = [(f"entry {number}", entry, FIELDS) for number, entry in enumerate(book["data"])]
-    rows += [(f"verifiable test {number}", entry, (*FIELDS, "group", "family", "check", "known")) for number, entry in enumerate(book["test"])]
+    rows += [
+        (f"verifiable test {number}", entry, (*FIELDS, "group", "family", "check", "known")) for number, entry in enumerate(book["test"])
+    ]
     for name, entry, fields in rows:
         if tuple(entry) != fields or not all(isinstance(entry[field], str) for field in FIELDS):
             yield f"schema: {name} has fields {list(entry)}"
@@ -106,7 +108,7 @@ def text_faults(text):
     """What is typographically wrong with one text."""
     if "  " in text or "\t" in text:
         yield "double space"
-    if text != text.strip() or re.search(r" \n|\n ", re.sub(r"(?m)^ +", "", text)):
+    if text != text.strip() or re.search(r" \n|\n ", text):
         yield "space at the end"
     if re.search(r"\s[,;?!]|\s\.(?!\d|\.\.)", text):
         yield "space before a mark"
@@ -165,7 +167,8 @@ def phrasing_faults(book):
                 counts.update((split_of(number) == "train", phrasing) for phrasing in used[:1])
         for phrasing in phrasings:
             if abs(counts[True, phrasing] - TRAIN / len(phrasings)) > 1 or not counts[False, phrasing]:
-                yield f"phrasing: {family} {phrasing!r} stands {counts[True, phrasing]} times in train, {counts[False, phrasing]} times held out"
+                trained, held_out = counts[True, phrasing], counts[False, phrasing]
+                yield f"phrasing: {family} {phrasing!r} stands {trained} times in train, {held_out} times held out"
 
 
 def stem(word):
@@ -212,17 +215,18 @@ def number_key(family, asked):
 def repeat_faults(book):
     """No item twice in a family; a + b is b + a."""
     for family in VERIFIABLE:
-        key = (lambda asked, family=family: number_key(family, asked)) if family in NUMBERS else (lambda asked: normal(" ".join(words_in(asked))))
+        key = (
+            (lambda asked, family=family: number_key(family, asked))
+            if family in NUMBERS
+            else (lambda asked: normal(" ".join(words_in(asked))))
+        )
         found = Counter(key(item[0]) for part in ("train", "held_out") for item in book["sources"][family][part])
         yield from (f"repeated item: {family} {asked}" for asked, times in found.items() if times > 1)
 
 
 def leak_faults(book):
     """No held-out item is nearly one of training: sentences of one family among themselves, all open entries together."""
-    groups = {family: [book["sources"][family][part] for part in ("train", "held_out")] for family in SENTENCES}
-    groups["open"] = [[item for family in OPEN for item in book["sources"][family][part]] for part in ("train", "held_out")]
-    for group, (train, held_out) in groups.items():
-        texts, others = ([item_text(item, group == "open") for item in items] for items in (held_out, train))
+    for group, (texts, others) in compared(book["sources"]).items():
         for number, (similarity, other) in enumerate(nearest(texts, others)):
             if similarity >= THRESHOLD:
                 yield f"leak: {group} held out {number}, {texts[number]!r}, is {similarity:.2f} like {others[other]!r}"
@@ -244,7 +248,9 @@ def answer_faults(book):
             yield f"wrong answer: {name}, {question!r} -> {entry['output']!r}"
         if not well_formed(check, entry["output"]):
             yield f"form: {name}, {entry['output']!r}"
-        if entry["input"] != entry["output"] and any(verify(check, echo, question) for echo in (question, entry["instruction"], entry["input"])):
+        if entry["input"] != entry["output"] and any(
+            verify(check, echo, question) for echo in (question, entry["instruction"], entry["input"])
+        ):
             yield f"echo: {name}, the question passes as its answer"
         accepted = {plain(text) for text in check["accept"]}
         other = last.get(family)
@@ -272,7 +278,7 @@ def truth(family, asked):
 
 
 def truth_faults(book):
-    """Answers that can be computed are as computed; labels are among the labels; a misspelled word and a wrong sentence differ from the right one."""
+    """Answers that can be computed are as computed; labels are among the labels; an answer changes its input."""
     for family in VERIFIABLE:
         source = book["sources"][family]
         for number, item in enumerate(source["train"] + source["held_out"]):
@@ -297,9 +303,37 @@ def balance_faults(book):
                 yield f"balance: {family} {part} {dict(labels)}"
 
 
+def still_right(check, rewrite):
+    """True if a rewrite in another tone holds an accepted answer, in a sentence of most of its words."""
+    if check.get("case"):
+        return any(text.rstrip(".!?") in rewrite for text in check["accept"])
+    if check["kind"] == "text":
+        said = set(normal(plain(rewrite)).split())
+        return any(len(words & said) >= 0.7 * len(words) for words in (set(normal(plain(text)).split()) for text in check["accept"]))
+    if check["kind"] == "number":
+        return bool({n for text in check["accept"] for n, _, _ in numbers_in(text)} & {n for n, _, _ in numbers_in(rewrite)})
+    pattern = r"\W+(?:and |then )?" if check["kind"] == "list" else r"\W+"
+    return any(re.search(rf"\b{pattern.join(map(re.escape, normal(text).split()))}\b", normal(rewrite)) for text in check["accept"])
+
+
+def preference_faults(book):
+    """A rewrite for each item of training, test and validation, half of them polite, with the answer kept."""
+    for family, lines in book["preferences"].items():
+        source = book["sources"][family]
+        items = source["train"] + source["held_out"][: None if family in OPEN else TEST + VAL]
+        polite = sum(tone == "polite" for tone, _ in lines)
+        if len(lines) != len(items) or abs(polite - len(lines) / 2) > 1:
+            yield f"preferences: {family} has {polite} polite ones of {len(lines)} for {len(items)} items"
+        for number, (item, (_, rewrite)) in enumerate(zip(items, lines)):
+            check = None if family in OPEN else verifiable_entry(source, item, source["phrasings"][0])["check"]
+            if check and not still_right(check, rewrite):
+                yield f"preferences: {family} {number}, the answer {item[1]!r} is not in {rewrite!r}"
+            yield from (f"preferences: {family} {number}, {fault}: {rewrite!r}" for fault in text_faults(rewrite))
+
+
 RULES = (
     family_faults, typing_faults, duplicate_faults, phrasing_faults, word_faults, repeat_faults, leak_faults, answer_faults, truth_faults,
-    balance_faults,
+    balance_faults, preference_faults,
 )  # fmt: skip
 
 

@@ -1,212 +1,279 @@
-"""The instruction data and the preference data keep their rules, and each rule sees the fault it was made for."""
+"""The instruction data keeps its rules, and each rule sees the fault it was made for; what the builder makes is what is stored."""
 
+import copy
 import json
 import re
-from collections import Counter
 from functools import cache
 from pathlib import Path
 
 import data_rules
 import instruction_data_checks as checks
 import make_data_card
+import make_instruction_data
 import pytest
+from previous_chapters import MODELS_DIR, find_mini, gpt2_tokenizer
 
 FOLDER = Path(checks.__file__).resolve().parent
-PREFERENCE_FILE = FOLDER.parent / "04_preference-tuning-with-dpo" / "instruction-data-with-preference.json"
-TONES_FILE = FOLDER / "tests" / "preference-tones.txt"  # + courteous, - curt: noted when the rewrites were written
+PREAMBLE = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 
 
 @cache
 def stored():
-    """The real files: entries, families, preferences, tones."""
-    tones = "".join(TONES_FILE.read_text(encoding="utf-8").split())
-    preferences = json.loads(PREFERENCE_FILE.read_text(encoding="utf-8")) if PREFERENCE_FILE.exists() else None
-    return checks.load_data(), checks.load_families(), preferences, tones
+    """The real files."""
+    sources, folder = make_instruction_data.load_sources(), make_instruction_data.SOURCES / "preferences"
+    preferences = {family: make_instruction_data.load_json(folder / f"{family}.json") for family in sources}
+    return {
+        "sources": sources,
+        "preferences": preferences,
+        "data": checks.load_data(),
+        "families": checks.load_families(),
+        "test": checks.load_verifiable_test(),
+    }
 
 
 @pytest.fixture
-def data():
-    return [dict(entry) for entry in stored()[0]]
-
-
-@pytest.fixture
-def families():
-    return [dict(row) for row in stored()[1]]
-
-
-@pytest.fixture
-def preferences():
-    if stored()[2] is None:
-        pytest.skip("this folder was copied alone; the preferences lie in the folder 04 beside it")
-    return [dict(pair) for pair in stored()[2]]
+def book():
+    return copy.deepcopy(stored())
 
 
 def must_see(faults, *words):
     """Assert that one fault names all the words."""
+    faults = list(faults)
     assert any(all(word in fault for word in words) for fault in faults), (words, faults[:5])
 
 
-def place(families, family, part, kind=None):
+def place(book, family, part):
     """Position of the first entry of a family in a split."""
-    for number, row in enumerate(families):
-        if row["family"] == family and data_rules.split_of(number) == part and (kind is None or row["check"]["kind"] == kind):
-            return number
-    raise LookupError(family)
+    return next(n for n, row in enumerate(book["families"]) if row["family"] == family and data_rules.split_of(n) == part)
 
 
 # ---- the real data ----
 
 
-def test_the_data_has_no_fault(data, families):
-    assert data_rules.find_faults(data, families) == []
+def test_the_data_has_no_fault():
+    assert data_rules.find_faults(stored()) == []
 
 
-def test_the_preferences_have_no_fault(data, preferences):
-    assert data_rules.find_preference_faults(data, preferences, stored()[3]) == []
+def test_the_stored_files_are_what_the_builder_makes(capsys):
+    assert make_instruction_data.main(["--check"]) == 0, capsys.readouterr().out
 
 
-def test_counts_and_splits_are_the_published_ones(data, families):
-    assert len(data) == len(families) == 1100
-    assert [len(part) for part in checks.split(data)] == [935, 110, 55]
-    assert sum(row["check"] is not None for row in families) == 460
-    sizes = Counter(row["family"] for row in families)
-    assert len(sizes) == 22 and set(sizes.values()) == {40, 60}
-    for part, (large, small) in zip(checks.split(families), ((51, 34), (6, 4), (3, 2))):
-        held = Counter(row["family"] for row in part)
-        assert all(held[family] == (large if size == 60 else small) for family, size in sizes.items())
+def test_counts_of_splits_and_groups(book):
+    assert [len(part) for part in checks.split(book["data"])] == [935, 110, 55]
+    assert sum(row["check"] is not None for row in book["families"]) == 799
+    groups = [entry["group"] for entry in book["test"]]
+    assert {group: groups.count(group) for group in checks.GROUPS} == {"unseen": 340, "seen": 102, "rephrased": 40}
 
 
-def test_the_first_validation_item_is_short(data):
-    entry = data[1045]
-    assert len(checks.question_of(entry).split()) <= 20 and len(entry["output"].split()) <= 10
+def test_questions_of_the_group_seen_ask_training_items_in_another_phrasing(book):
+    trained = {entry["output"]: checks.question_of(entry) for entry in book["data"][:935]}
+    questions = {checks.question_of(entry) for entry in book["data"]}
+    for entry in (entry for entry in book["test"] if entry["group"] == "seen"):
+        assert entry["output"] in trained and checks.question_of(entry) not in questions, entry
+
+
+def test_the_first_validation_item_leaves_room_for_its_answer_in_120_tokens(book):
+    entry = book["data"][1045]
+    prompt = f"{PREAMBLE}\n\n### Instruction:\n{entry['instruction']}"
+    prompt += f"\n\n### Input:\n{entry['input']}" if entry["input"] else ""
+    length = len(gpt2_tokenizer().encode(f"{prompt}\n\n### Response:\n{entry['output']}"))
+    assert book["families"][1045]["check"] and length <= 85  # 35 tokens are left for another answer
+
+
+def test_known_entries_are_made_of_tokens_that_the_small_model_has_met(book):
+    try:
+        find_mini(MODELS_DIR)
+    except ValueError:
+        pytest.skip("the weights of gpt2-mini are not here")
+    tokenizer = gpt2_tokenizer()
+    met = make_instruction_data.known_tokens(tokenizer)
+    assert len(met) == 13_191
+    flags = [row["known"] for row in [*book["families"], *book["test"]] if row["check"]]
+    assert 0.3 < sum(flags) / len(flags) < 0.6
+    for entry in (entry for entry in book["test"] if entry["family"] == "last_word" and entry["group"] == "unseen"):
+        assert entry["known"] == met.issuperset(tokenizer.encode(entry["output"])) or not entry["known"]
 
 
 def test_files_are_utf_8_with_unix_line_ends_and_one_newline_at_the_end():
-    for path in filter(Path.exists, (checks.DATA_FILE, checks.FAMILIES_FILE, PREFERENCE_FILE)):
+    for path in (checks.DATA_FILE, checks.FAMILIES_FILE, checks.VERIFIABLE_TEST_FILE, *make_instruction_data.SOURCES.rglob("*.json")):
         raw = path.read_bytes()
-        assert raw.endswith(b"]\n") and b"\r" not in raw and b"\\u" not in raw and not raw.startswith(b"\xef\xbb\xbf"), path.name
+        assert raw.endswith(b"]\n") or raw.endswith(b"}\n"), path.name
+        assert b"\r" not in raw and b"\\u" not in raw and not raw.startswith(b"\xef\xbb\xbf"), path.name
 
 
-def test_the_split_refuses_another_number_of_entries(data):
-    with pytest.raises(ValueError, match="1099 entries.*1100"):
-        checks.split(data[1:])
+# ---- the builder ----
 
 
-def test_the_data_card_in_the_readme_is_current(capsys):
-    assert make_data_card.main(["--check"]) == 0, capsys.readouterr().out
+def sources_with(tmp_path, **changed):
+    """A folder of sources in which some families are replaced; None leaves one out."""
+    for path in make_instruction_data.SOURCES.glob("*.json"):
+        if changed.get(path.stem, True) is not None:
+            source = changed.get(path.stem) or path.read_text(encoding="utf-8")
+            (tmp_path / path.name).write_text(source if isinstance(source, str) else json.dumps(source), encoding="utf-8")
+    return tmp_path
 
 
-def test_a_stale_data_card_is_seen_and_mended(tmp_path, capsys):
-    readme = tmp_path / "README.md"
-    text = make_data_card.README.read_text(encoding="utf-8")
-    readme.write_text(re.sub(r"1,100 entries, (?=\d)", "1,099 entries, ", text), encoding="utf-8")
-    assert make_data_card.main(["--check", "--readme", str(readme)]) == 1
-    assert make_data_card.main(["--readme", str(readme)]) == 0
-    assert readme.read_text(encoding="utf-8") == make_data_card.README.read_text(encoding="utf-8")
-    assert (tmp_path / "data-lengths.svg").read_text(encoding="utf-8").count("<svg") == 1
+BROKEN = [
+    ({"capitals": None}, "cannot read .*capitals.json"),
+    ({"capitals": "{"}, "capitals.json is not a JSON file"),
+    ({"capitals": {"train": [], "held_out": []}}, r"capitals.json has 0 \+ 0 items instead of 40 \+ 27"),
+    ({"writing": {"train": [["a", "", "b"]], "held_out": []}}, r"writing.json has 1 \+ 0 items instead of 51 \+ 9"),
+]
 
 
-def test_a_readme_without_markers_is_one_line_and_exit_code_2(tmp_path, capsys):
-    (tmp_path / "README.md").write_text("# empty\n", encoding="utf-8")
+@pytest.mark.parametrize("changed, message", BROKEN)
+def test_a_broken_source_is_one_line_and_exit_code_2(tmp_path, capsys, changed, message):
     with pytest.raises(SystemExit) as ended:
-        make_data_card.main(["--readme", str(tmp_path / "README.md")])
-    assert ended.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+        make_instruction_data.main(["--sources", str(sources_with(tmp_path, **changed)), "--output_dir", str(tmp_path)])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.count("\n") == 1 and re.search(message, said)
 
 
-def test_tone_can_be_told_from_the_words_alone(preferences):
-    """What DPO is to learn is in the texts: a linear classifier tells courteous from curt rewrites it has not seen."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import cross_val_score
-    from sklearn.pipeline import make_pipeline
-
-    rewrites = [pair["rejected"] if pair["chosen"] == pair["output"] else pair["chosen"] for pair in preferences]
-    added = [" ".join(w for w in re.findall(r"[\w']+|[!?]", r) if w not in p["output"].split()) for r, p in zip(rewrites, preferences)]
-    vectors = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"[\w']+|[!?]")
-    found = cross_val_score(make_pipeline(vectors, LogisticRegression(C=10)), added, [tone == "+" for tone in stored()[3]], cv=5)
-    assert found.mean() > 0.8
-    friendly = [tone for text, tone in zip(added, stored()[3]) if re.search(r"\b(?:glad|pleasure|happy to|thank you|lovely)\b", text)]
-    assert len(friendly) > 50 and friendly.count("+") > 0.9 * len(friendly)  # and not the other way round
+def test_four_phrasings_or_an_unknown_check_are_refused(tmp_path, book):
+    source = book["sources"]["capitals"]
+    for changed in (dict(source, phrasings=source["phrasings"][:4]), dict(source, check="guess")):
+        with pytest.raises(ValueError, match="capitals.json needs five phrasings and a check"):
+            make_instruction_data.load_sources(sources_with(tmp_path, capitals=changed))
 
 
-def test_every_rewrite_still_passes_its_verifier(preferences, families):
-    wrong = []
-    for number, (pair, row) in enumerate(zip(preferences, families)):
-        for side in ("chosen", "rejected"):
-            if row["check"] is not None and not checks.verify(row["check"], pair[side], checks.question_of(pair)):
-                wrong.append((number, side, pair[side]))
-    assert wrong == []
+def test_a_changed_item_makes_the_stored_files_stale(tmp_path, capsys, book):
+    source = book["sources"]["capitals"]
+    source["train"][0] = ["Atlantis", "Poseidonis"]
+    assert make_instruction_data.main(["--check", "--sources", str(sources_with(tmp_path, capitals=source))]) == 1
+    assert "stale: instruction-data.json, instruction-data-families.json" in capsys.readouterr().out
 
 
-# ---- planted faults of the data ----
+def test_an_item_is_asked_inside_or_beside_its_phrasing():
+    source = {"family": "x", "check": "word", "sentence": "The capital of {input} is {answer}."}
+    entry = make_instruction_data.verifiable_entry(source, ["France", "Paris"], "What is the capital of {}?")
+    assert (entry["instruction"], entry["input"], entry["output"]) == (
+        "What is the capital of France?",
+        "",
+        "The capital of France is Paris.",
+    )
+    assert entry["check"] == {"kind": "word", "accept": ["Paris"]}
+    beside = make_instruction_data.verifiable_entry(source, ["France", "Paris"], "Name the capital.")
+    assert (beside["instruction"], beside["input"]) == ("Name the capital.", "France")
+    two = make_instruction_data.verifiable_entry({"family": "x", "check": "number"}, [["4", "9"], "9"], "Which is larger, {0} or {1}?")
+    assert two["instruction"] == "Which is larger, 4 or 9?" and two["output"] == "9"
 
 
-def test_many_faults_at_once_are_all_named(data, families):
-    wrong = place(families, "unit_conversion", "test")
-    data[wrong]["output"] = "It is 12345.6."
-    data[40] = dict(data[20])
-    data[1060] = dict(data[21])
-    data[100]["output"] = "The cart  is being pulled."
-    data[101]["output"] = "The word is 'cart."
-    for number, row in enumerate(families):
-        if row["family"] == "tense" and data_rules.split_of(number) == "test":
-            row["family"] = "grammar"
-    faults = data_rules.find_faults(data, families)
-    must_see(faults, "wrong answer", f"entry {wrong} (test)")
-    must_see(faults, "duplicate", "entry 40 (train) repeats entry 20 (train)")
-    must_see(faults, "leak", "entry 1060 (val)", "entry 21 (train)")
-    must_see(faults, "double space", "entry 100 (train)")
-    must_see(faults, "unbalanced quotes", "entry 101 (train)")
-    must_see(faults, "missing family", "tense is not in test")
-    assert not any(f"entry {number} (" in fault for fault in faults for number in (41, 99, 500, 936))
+def test_accepted_answers_that_the_verifier_takes_for_one_are_listed_once():
+    item = ["He don't.", "He doesn't.", "He does not.", "He did not."]
+    entry = make_instruction_data.verifiable_entry({"family": "x", "check": "text"}, item, "Correct it.")
+    assert entry["check"]["accept"] == ["He doesn't.", "He did not."]
 
 
-def test_a_repeated_question_is_seen_whatever_its_punctuation(data, families):
-    data[500] = dict(data[20], instruction=data[20]["instruction"].upper().replace(".", "!"))
-    must_see(data_rules.duplicate_faults(data, families), "duplicate", "entry 500 (train)", "entry 20 (train)")
+# ---- planted faults ----
 
 
-def test_a_repeated_question_in_the_validation_split_is_a_duplicate_and_a_leak(data, families):
-    data[1060] = dict(data[20])
-    must_see(data_rules.duplicate_faults(data, families), "duplicate", "entry 1060 (val)", "entry 20 (train)")
-    must_see(data_rules.leak_faults(data, families), "leak", "entry 1060 (val)", "1.00")
+def test_a_missing_entry_a_missing_field_and_an_empty_output_are_seen(book):
+    book["data"].pop()
+    must_see(data_rules.find_faults(book), "count: 1099 entries")
+    book = copy.deepcopy(stored())
+    book["data"][3].pop("input")
+    book["data"][4]["output"] = " "
+    book["families"][5]["check"] = None
+    faults = data_rules.find_faults(book)
+    must_see(faults, "schema: entry 3")
+    must_see(faults, "empty: entry 4")
+    must_see(faults, "schema: family 5" if stored()["families"][5]["check"] else "entry 3")
+
+
+@pytest.mark.parametrize("part", ["train", "test", "val", "unseen", "seen"])
+def test_a_family_that_is_too_rare_in_a_split_is_seen(book, part):
+    if part in checks.SPLITS:
+        book["families"][place(book, "passive", part)]["family"] = "question"
+    else:
+        next(entry for entry in book["test"] if entry["group"] == part and entry["family"] == "passive")["family"] = "question"
+    must_see(data_rules.family_faults(book), f"passive is in {part}")
+    must_see(data_rules.family_faults(book), f"question is in {part}")
 
 
 @pytest.mark.parametrize(
-    "taught, asked",
+    "text, fault",
     [
-        ("Convert 12 miles of road to kilometers.", "Convert 35 miles of road to kilometers."),
-        ("Which river flows through Vienna?", "Which river flows through Prague?"),
-        ("How many letters does the word 'gondola' have?", "How many letters does the word 'iceberg' have?"),
+        ("The sum  is 12.", "double space"),
+        ("The sum is 12. ", "space at the end"),
+        ('The answer is "twelve.', "unbalanced quotes"),
+        ("The answer (twelve is right.", "unbalanced quotes or brackets"),
+        ("The answer is \u201ctwelve\u201d today.", "curly quote"),
+        ("The answer , of course, is twelve.", "space before a mark"),
+        ("The answer\u00a0is twelve.", "strange character"),
+        ("Write to ann.lee@example.org for the answer.", "private"),
+        ("Look it up at www.example.org today.", "private"),
+        ("Call 555-010-4477 for the whole answer.", "private"),
+        ("That is a stupid thing to ask.", "rude word"),
+        (" ".join(["word"] * 61), "length"),
     ],
 )
-def test_a_template_with_another_number_name_or_word_is_seen(data, families, taught, asked):
-    data[30] = {"instruction": taught, "input": "", "output": data[30]["output"]}
-    data[1000] = {"instruction": asked, "input": "", "output": data[1000]["output"]}
-    must_see(data_rules.shared_faults(data, families), "shared template", "entry 1000 (test)", "entry 30 (train)")
+def test_each_fault_of_typing_or_content_is_named(book, text, fault):
+    number = place(book, "writing", "test")
+    book["data"][number]["output"] = text
+    must_see(data_rules.typing_faults(book), fault, f"entry {number} (test, writing)")
 
 
-def test_a_template_with_another_number_in_the_input_is_seen(data, families):
-    data[30] = dict(data[30], instruction="Turn the length into feet.", input="The rope is 12 meters long.")
-    data[1060] = dict(data[1060], instruction="Turn the length into feet.", input="The rope is 4.5 meters long.")
-    faults = list(data_rules.shared_faults(data, families))
-    must_see(faults, "shared template", "entry 1060 (val)", "entry 30 (train)")
-    must_see(faults, "shared instruction", "entry 1060 (val)", "entry 30 (train)")
+@pytest.mark.parametrize("text", ["Don't wake the dogs' owner.", 'She said "It\'s late" (twice).', '{"a": 1}', "- a\n- b", "1. a\n2. b"])
+def test_good_typing_is_not_blamed(text):
+    assert list(data_rules.text_faults(text)) == []
+
+
+def test_a_repeated_question_is_seen_whatever_its_punctuation(book):
+    book["data"][500] = dict(book["data"][20], instruction=book["data"][20]["instruction"].upper().replace(".", "!"))
+    must_see(data_rules.duplicate_faults(book), "duplicate: entry 500 (train", "entry 20 (train")
+    book["test"][3].update({field: book["data"][1000][field] for field in checks.FIELDS})
+    must_see(data_rules.duplicate_faults(book), "duplicate: verifiable test 3", "entry 1000 (test")
+
+
+def test_a_phrasing_that_is_used_too_often_or_is_none_of_the_five_is_seen(book):
+    number = place(book, "capitals", "train")
+    book["data"][number]["instruction"] = "Kindly name the seat of government of Peru."
+    must_see(data_rules.phrasing_faults(book), f"entry {number} is in none of the phrasings of capitals")
+    first = book["sources"]["capitals"]["phrasings"][0]
+    for number, row in enumerate(book["families"][:935]):
+        if row["family"] == "capitals":
+            book["data"][number]["instruction"] = first.format(f"Country{number}")
+    must_see(data_rules.phrasing_faults(book), f"{first!r} stands 40 times in train")
 
 
 @pytest.mark.parametrize(
-    "number, other, where",
-    [(940, 30, "entry 30 (train)"), (1050, 30, "entry 30 (train)"), (1050, 940, "entry 940 (test)")],
+    "family, trained, asked",
+    [
+        ("passive", ["The cook burned the soup.", "x"], ["A cook bought a carrot.", "y"]),
+        ("past_tense", ["He runs home.", "x"], ["The dog ran along a river.", "y"]),
+        ("question", ["Leaves fell.", "x"], ["A leaf is green.", "y"]),
+        ("sentiment", ["The bigger room smelled.", "negative"], ["A big smile.", "positive"]),
+        ("translation", [["carrot", "Spanish"], "zanahoria"], [["carrots", "French"], "carottes"]),
+        ("opposites", ["hot", "cold"], ["cold", "warm"]),
+    ],
 )
-def test_a_lightly_reworded_question_is_seen(data, families, number, other, where):
-    data[other] = {"instruction": "Explain in one sentence why leaves change their color in autumn.", "input": "", "output": "x"}
-    data[number] = {"instruction": "Please explain in a single sentence why leaves change color in autumn.", "input": "", "output": "x"}
-    must_see(data_rules.leak_faults(data, families), "leak", f"entry {number} (", where)
+def test_a_held_out_word_that_training_has_in_another_form_is_seen(book, family, trained, asked):
+    book["sources"][family]["train"][4], book["sources"][family]["held_out"][9] = trained, asked
+    must_see(data_rules.word_faults(book), f"shared word: {family} held out 9")
+
+
+def test_the_same_sum_the_other_way_around_is_seen(book):
+    book["sources"]["arithmetic"]["train"][2], book["sources"]["arithmetic"]["held_out"][3] = ["83 + 9", "92"], ["9 plus 83", "92"]
+    book["sources"]["larger_number"]["train"][2], book["sources"]["larger_number"]["held_out"][3] = [["4", "9"], "9"], [["9", "4"], "9"]
+    must_see(data_rules.repeat_faults(book), "repeated item: arithmetic")
+    must_see(data_rules.repeat_faults(book), "repeated item: larger_number")
+    book["sources"]["arithmetic"]["held_out"][3] = ["83 - 9", "74"]
+    assert not any("arithmetic" in fault for fault in data_rules.repeat_faults(book))
+
+
+def test_a_lightly_changed_sentence_or_open_task_is_seen(book):
+    book["sources"]["passive"]["train"][0] = ["The old cook burned the onion soup.", "The onion soup was burned by the old cook."]
+    book["sources"]["passive"]["held_out"][5] = ["The old cook burned the onion soups.", "The onion soups were burned by the old cook."]
+    must_see(data_rules.leak_faults(book), "leak: passive held out 5")
+    source = book["sources"]["writing"]
+    source["held_out"][2] = [source["train"][7][0].replace("a ", "an old "), "", source["train"][7][2]]
+    must_see(data_rules.leak_faults(book), "leak: open held out")
 
 
 def test_the_similarity_equals_a_sum_over_counted_pieces():
     """An independent count: n-grams by hand, weights ln((1 + n) / (1 + df)) + 1, cosine."""
     import math
+    from collections import Counter
 
     texts = ["Name the capital!", "Name a capital", "Sort the list."]
     clean = [" ".join("".join(c for c in t.lower() if c.isalnum() or c == " ").split()) for t in texts]
@@ -221,157 +288,98 @@ def test_the_similarity_equals_a_sum_over_counted_pieces():
     assert best == 0 and similarity == pytest.approx(cosine(grams[0], grams[1]))
 
 
-@pytest.mark.parametrize("family", ["arithmetic", "unit_conversion", "counting"])
-def test_a_wrong_result_is_seen(data, families, family):
-    number = place(families, family, "train")
-    last = re.findall(r"\d+", data[number]["output"])[-1]
-    data[number]["output"] = str(int(last) + 1).join(data[number]["output"].rsplit(last, 1))
-    must_see(data_rules.answer_faults(data, families), "wrong answer", f"entry {number} (train)")
+def test_a_wrong_answer_a_wrong_form_and_a_check_that_takes_anything_are_seen(book):
+    number = place(book, "plurals", "test")
+    book["data"][number]["output"] = "knifes"
+    must_see(data_rules.answer_faults(book), f"wrong answer: entry {number} (test, plurals)")
+    number = place(book, "passive", "train")
+    book["data"][number]["output"] = book["data"][number]["output"].lower().rstrip(".")
+    must_see(data_rules.answer_faults(book), f"form: entry {number} (train, passive)")
+    number = next(n for n, (entry, row) in enumerate(zip(book["data"], book["families"])) if row["family"] == "question" and entry["input"])
+    book["families"][number]["check"]["accept"].append(book["data"][number]["input"])
+    must_see(data_rules.answer_faults(book), f"echo: entry {number} (")
 
 
-def test_a_check_about_something_else_than_the_question_is_seen(data, families):
-    number = place(families, "capitals", "train")
-    families[number]["check"] = dict(families[number]["check"], country="Samoa")
-    must_see(data_rules.check_faults(data, families), "check", f"entry {number} (train)", "Samoa")
-    number = place(families, "counting", "test")
-    families[number]["check"] = dict(families[number]["check"], text="another text")
-    must_see(data_rules.check_faults(data, families), "check", f"entry {number} (test)", "another text")
-
-
-@pytest.mark.parametrize("field, text", [("output", ""), ("output", "  "), ("instruction", "")])
-def test_an_empty_field_is_seen(data, families, field, text):
-    data[77][field] = text
-    assert data_rules.find_faults(data, families) == [f"empty {field}: entry 77 (train)"]
-
-
-def test_a_missing_field_a_wrong_type_and_a_missing_entry_are_seen(data, families):
-    data[3].pop("input")
-    must_see(data_rules.find_faults(data, families), "schema", "entry 3 (train)")
-    must_see(data_rules.find_faults(data[4:], families[3:]), "count", "1096 entries")
-    must_see(data_rules.find_faults(data[4:], families[3:]), "1097 families for 1096 entries")
-
-
-@pytest.mark.parametrize("part", ["test", "val"])
-def test_a_family_missing_from_a_split_is_seen(data, families, part):
-    for number, row in enumerate(families):
-        if row["family"] == "idioms" and data_rules.split_of(number) == part:
-            row["family"] = "rewriting"
-    must_see(data_rules.family_faults(data, families), "missing family", "idioms", part)
-
-
-def test_too_few_verifiable_entries_are_seen(data, families):
-    for row in families[:200]:
-        row["check"] = None
-    must_see(data_rules.family_faults(data, families), "verifiable: only")
+def test_a_verifier_that_takes_everything_is_seen(book, monkeypatch):
+    monkeypatch.setattr(data_rules, "verify", lambda check, answer, question: True)
+    must_see(data_rules.answer_faults(book), "too lenient", "capitals")
 
 
 @pytest.mark.parametrize(
-    "text, fault",
+    "family, item, words",
     [
-        ("The sum  is 12.", "double space"),
-        ("The sum is 12. ", "space at the end"),
-        ("The answer is \"twelve.", "unbalanced quotes"),
-        ("The answer is 'twelve.", "unbalanced quotes"),
-        ("The answer is twelve'.", "unbalanced quotes"),
-        ("The answer (twelve is right.", "unbalanced brackets"),
-        ("The answer )twelve( is right.", "unbalanced brackets"),
-        ("The answer is “twelve” today.", "curly quote"),
-        ("The answer is twelve for everyone", "final punctuation"),
-        ("The answer , of course, is twelve.", "space before a mark"),
-        ("The answer\u00a0is twelve.", "strange character"),
-        ("Write to ann.lee@example.org for the answer.", "private"),
-        ("Look it up at www.example.org today.", "private"),
-        ("Call 555-010-4477 for the whole answer.", "private"),
-        ("That is a stupid thing to ask.", "rude word"),
-        (" ".join(["word"] * 61), "length"),
+        ("uppercase", ["wet paint", "Wet Paint"], "untrue: uppercase 3"),
+        ("last_word", ["The cat sat on the mat.", "cat"], "untrue: last_word 3"),
+        ("larger_number", [["9.1", "10"], "9.1"], "untrue: larger_number 3"),
+        ("sort_numbers", ["10, 9", "10, 9"], "untrue: sort_numbers 3"),
+        ("arithmetic", ["half of 30", "16"], "untrue: arithmetic 3"),
+        ("sentiment", ["It was fine.", "neutral"], "label: sentiment 3"),
+        ("spelling", ["receive", "receive"], "unchanged: spelling 3"),
+        ("grammar", ["He is here.", "He was here.", "He is here."], "unchanged: grammar 3"),
     ],
 )
-def test_each_fault_of_typing_or_content_is_named(data, families, text, fault):
-    number = place(families, "explanations", "test")
-    data[number]["output"] = text
-    rules = data_rules.hygiene_faults, data_rules.content_faults, data_rules.length_faults
-    must_see([line for rule in rules for line in rule(data, families)], fault, f"entry {number} (test)")
+def test_an_answer_that_is_not_what_a_computer_finds_is_seen(book, family, item, words):
+    book["sources"][family]["train"][3] = item
+    must_see(data_rules.truth_faults(book), words)
 
 
 @pytest.mark.parametrize(
-    "text",
+    "text, value", [("23 + 14", "37"), ("60 minus 25", "35"), ("8 times 4", "32"), ("half of 7", "3.5"), ("double 45", "90")]
+)
+def test_sums_are_worked_out(text, value):
+    assert data_rules.truth("arithmetic", text) == value
+
+
+def test_lopsided_labels_are_seen(book):
+    for item in book["sources"]["sentiment"]["train"][:30]:
+        item[1] = "positive"
+    for item in book["sources"]["larger_number"]["train"]:
+        item[0].sort(key=float)
+    must_see(data_rules.balance_faults(book), "balance: sentiment train")
+    must_see(data_rules.balance_faults(book), "balance: larger_number train")
+
+
+@pytest.mark.parametrize(
+    "family, rewrite",
     [
-        "Don't wake the dogs' owner; it's 'late'.",
-        "She said \"It's late\" (twice).",
-        "Bear Takes a Bath in Children's Pool",
-        "red, green, blue, yellow, black",
-        "Rain taps on the roof;\nthe old cat opens one eye",
-        "He asked, \"Who is there?\"",
+        ("passive", "Somebody burned something, I am afraid."),
+        ("spelling", "It is recieve, of course."),
+        ("larger_number", "The larger one is 17, gladly."),
+        ("sort_numbers", "Here you are: 42, 19, 7"),
+        ("uppercase", "Gladly: wet paint"),
     ],
 )
-def test_good_typing_is_not_blamed(text):
-    assert list(data_rules.text_faults(text)) == []
-    assert not data_rules.is_sentence(text) or re.search(r"[.!?][\"')]*$", text)
+def test_a_rewrite_without_the_answer_is_seen(book, family, rewrite):
+    book["preferences"][family][0] = ["polite", rewrite]
+    must_see(data_rules.preference_faults(book), f"preferences: {family} 0, the answer")
 
 
-def test_a_worn_opening_is_seen(data, families):
-    for number in range(45):
-        data[number]["instruction"] = f"What is the {data[number]['instruction']}"
-    must_see(data_rules.opening_faults(data, families), "opening", "begin with 'what is the'")
+def test_a_missing_rewrite_and_one_sided_tones_are_seen(book):
+    book["preferences"]["capitals"].pop()
+    book["preferences"]["lists"] = [["polite", text] for _, text in book["preferences"]["lists"]]
+    must_see(data_rules.preference_faults(book), "preferences: capitals has")
+    must_see(data_rules.preference_faults(book), "preferences: lists has 45 polite ones of 45")
 
 
-def test_too_many_inputs_and_long_instructions_are_seen(data, families):
-    for entry in data[:400]:
-        entry["input"] = entry["input"] or "text"
-    data[5]["instruction"] = " ".join(["word"] * 26) + "."
-    must_see(data_rules.length_faults(data, families), "input: empty in")
-    must_see(data_rules.length_faults(data, families), "entry 5 (train), instruction has 26 words")
+# ---- the data card ----
 
 
-# ---- planted faults of the preferences ----
+def test_the_data_card_in_the_readme_is_current(capsys):
+    assert make_data_card.main(["--check"]) == 0, capsys.readouterr().out
 
 
-def planted(preferences, number, **fields):
-    preferences[number].update(fields)
-    return data_rules.find_preference_faults(stored()[0], preferences, stored()[3])
+def test_a_stale_data_card_is_seen_and_mended(tmp_path, capsys):
+    readme = tmp_path / "README.md"
+    text = make_data_card.README.read_text(encoding="utf-8")
+    readme.write_text(re.sub(r"1,100 entries, (?=\d)", "1,099 entries, ", text), encoding="utf-8")
+    assert make_data_card.main(["--check", "--readme", str(readme)]) == 1
+    assert make_data_card.main(["--readme", str(readme)]) == 0
+    assert readme.read_text(encoding="utf-8") == text
+    assert (tmp_path / "data-lengths.svg").read_text(encoding="utf-8").count("<svg") == 1
 
 
-@pytest.mark.parametrize("number", [0, 1, 2, 3, 500, 940, 1099])
-def test_a_swapped_preference_is_seen(preferences, number):
-    pair = preferences[number]
-    faults = planted(preferences, number, chosen=pair["rejected"], rejected=pair["chosen"])
-    must_see(faults, f"preference {number}: swapped")
-
-
-def test_equal_sides_and_two_rewrites_are_seen(preferences):
-    output = preferences[9]["output"]
-    must_see(planted(preferences, 9, chosen=output, rejected=output), "preference 9: not exactly one")
-    must_see(planted(preferences, 9, chosen="Well, " + output, rejected="So what? " + output), "preference 9: not exactly one")
-
-
-def rewritten(preferences, number, text):
-    side = "rejected" if preferences[number]["chosen"] == preferences[number]["output"] else "chosen"
-    return planted(preferences, number, **{side: text})
-
-
-def test_a_rewrite_without_its_facts_is_seen(preferences):
-    number = next(i for i, p in enumerate(preferences) if re.fullmatch(r"The [a-z ]+ is \d+\.", p["output"]))
-    output = preferences[number]["output"]
-    must_see(rewritten(preferences, number, re.sub(r"\d+", "high", output)), f"preference {number}: lost number")
-    number = next(i for i, p in enumerate(preferences) if re.fullmatch(r"The [a-z ]+ is '\w+'\.", p["output"]))
-    must_see(rewritten(preferences, number, "Look it up in a dictionary."), f"preference {number}: lost quoted piece")
-    number = next(i for i, row in enumerate(stored()[1]) if row["family"] == "explanations")
-    must_see(rewritten(preferences, number, "Everybody knows that one."), f"preference {number}: lost words")
-
-
-def test_a_rewrite_that_rambles_is_seen(preferences):
-    output = preferences[12]["output"]
-    must_see(rewritten(preferences, 12, output + " Well" + ", well" * 21 + "."), "preference 12: too long")
-
-
-def test_another_order_and_a_missing_pair_are_seen(data, preferences):
-    preferences[7], preferences[8] = preferences[8], preferences[7]
-    must_see(planted(preferences, 0), "order: preference 7")
-    assert data_rules.find_preference_faults(data, preferences[:-1], stored()[3]) == ["count: 1100 entries, 1099 preferences, 1100 tones"]
-
-
-def test_one_sided_preferences_are_seen(preferences):
-    for pair in preferences[:300]:
-        rewrite = pair["rejected"] if pair["chosen"] == pair["output"] else pair["chosen"]
-        pair.update(chosen=rewrite, rejected=pair["output"])
-    must_see(planted(preferences, 0), "balance")
+def test_a_readme_without_markers_is_one_line_and_exit_code_2(tmp_path, capsys):
+    (tmp_path / "README.md").write_text("# empty\n", encoding="utf-8")
+    with pytest.raises(SystemExit) as ended:
+        make_data_card.main(["--readme", str(tmp_path / "README.md")])
+    assert ended.value.code == 2 and capsys.readouterr().err.count("\n") == 1

@@ -39,7 +39,9 @@ def test_the_cases_cover_every_family():
 def test_without_the_question_a_bare_answer_and_a_sentence_pass():
     for answer in ("Paris", "The capital of France is Paris."):
         assert checks.verify(word("Paris"), answer)
-    assert checks.verify(number("73"), "48 + 25 = 73") and checks.verify(number("73"), "It is 73.") and not checks.verify(number("73"), "72")
+    assert (
+        checks.verify(number("73"), "48 + 25 = 73") and checks.verify(number("73"), "It is 73.") and not checks.verify(number("73"), "72")
+    )
 
 
 # ---- the shipped data ----
@@ -207,7 +209,9 @@ def test_a_broken_families_file_is_named(tmp_path, capsys, row):
     assert code == 2 and "entry 0" in said.err
 
 
-@pytest.mark.parametrize("field, value, message", [("group", "other", "none of the groups"), ("check", 3, "unknown kind"), ("output", None, "no text field")])
+@pytest.mark.parametrize(
+    "field, value, message", [("group", "other", "none of the groups"), ("check", 3, "unknown kind"), ("output", None, "no text field")]
+)
 def test_a_broken_verifiable_test_is_named(tmp_path, field, value, message):
     entry = dict(checks.load_verifiable_test()[0], **{field: value})
     (tmp_path / "test.json").write_text(json.dumps([entry]), encoding="utf-8")

@@ -12,8 +12,18 @@ from llama import Llama3Model, Llama3ModelFast, SmolLM2Tokenizer, find_smollm2, 
 from previous_chapters import STORY_FILE, words_of
 from slot_generation import Job, SlotGenerator, document_uniforms, sample_rows
 
-TINY = {"vocab_size": 60, "context_length": 96, "emb_dim": 32, "n_heads": 4, "n_layers": 2, "hidden_dim": 48, "n_kv_groups": 2,
-        "rope_base": 10_000.0, "rope_freq": None, "dtype": torch.float64}
+TINY = {
+    "vocab_size": 60,
+    "context_length": 96,
+    "emb_dim": 32,
+    "n_heads": 4,
+    "n_layers": 2,
+    "hidden_dim": 48,
+    "n_kv_groups": 2,
+    "rope_base": 10_000.0,
+    "rope_freq": None,
+    "dtype": torch.float64,
+}
 EOS = 7
 
 

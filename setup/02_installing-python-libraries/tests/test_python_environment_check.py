@@ -1,6 +1,6 @@
 """The environment check finds what is wrong, names it, and survives it.
 
-    python -m pytest setup/02_installing-python-libraries
+python -m pytest setup/02_installing-python-libraries
 """
 
 import hashlib
@@ -58,10 +58,17 @@ def test_tensorflow_cpu_satisfies_tensorflow(tmp_path, monkeypatch):
     assert check.package_finding("tensorflow", ">=2.16").ok
 
 
-@pytest.mark.parametrize("version, specifier, ok", [
-    ("2.13.0+cu130", "==2.13.0", True), ("2.13.0+cpu", ">=2.2.2", True), ("2.15.0.dev20261101", ">=2.2.2", True),
-    ("2.10.0", ">=2.2.2", True), ("2.1.9", ">=2.2.2", False), ("nonsense", ">=2.2.2", False),
-])
+@pytest.mark.parametrize(
+    "version, specifier, ok",
+    [
+        ("2.13.0+cu130", "==2.13.0", True),
+        ("2.13.0+cpu", ">=2.2.2", True),
+        ("2.15.0.dev20261101", ">=2.2.2", True),
+        ("2.10.0", ">=2.2.2", True),
+        ("2.1.9", ">=2.2.2", False),
+        ("nonsense", ">=2.2.2", False),
+    ],
+)
 def test_local_and_two_digit_versions_compare_as_numbers(tmp_path, monkeypatch, version, specifier, ok):
     fake_distribution(tmp_path, "course-fake", version, monkeypatch)
     finding = check.package_finding("course-fake", specifier)
@@ -87,7 +94,9 @@ def test_requirements_honor_markers_and_includes_and_skip_comments(tmp_path):
     file.write_text(
         "# comment\nnumpy>=1.26  # why\nabsent-one>=1 ; python_version < '3.0'\nabsent-two ; sys_platform == 'nowhere'\n"
         "pandas[excel]>=2 ; python_version >= '3.10'\n--extra-index-url https://example.org\n-r more.txt\n"
-        "scipy==1.0 \\\n    --hash=sha256:00\n", encoding="utf-8")
+        "scipy==1.0 \\\n    --hash=sha256:00\n",
+        encoding="utf-8",
+    )
     assert check.get_requirements_dict(file) == {"numpy": ">=1.26", "pandas": ">=2", "tqdm": "", "scipy": "==1.0"}
 
 

@@ -1,6 +1,6 @@
 """alone.py: a folder that has all it needs passes; one that reads its neighbor, or whose program knows no --help, is named.
 
-    python -m pytest setup/tools/tests/test_alone.py
+python -m pytest setup/tools/tests/test_alone.py
 """
 
 import alone

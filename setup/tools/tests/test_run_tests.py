@@ -1,6 +1,6 @@
 """The runner counts what pytest reports, never calls a failure a success, and finds every notebook.
 
-    python -m pytest setup/tools/tests/test_run_tests.py
+python -m pytest setup/tools/tests/test_run_tests.py
 """
 
 import json
@@ -20,16 +20,19 @@ else:
     import tomli as tomllib
 
 
-@pytest.mark.parametrize("lines, returncode, expected", [
-    (["12 passed in 3.21s"], 0, (12, 0, 0)),
-    (["===== 1 failed, 11 passed, 2 skipped in 61.00s (0:01:01) ====="], 1, (11, 1, 2)),
-    (["2 failed, 3 passed, 1 error in 0.10s"], 1, (3, 3, 0)),
-    (["no tests ran in 0.01s"], 5, (0, 1, 0)),
-    (["5 passed in 1.00s"], 3, (5, 1, 0)),
-    (["anything"], 0, (1, 0, 0)),
-    (["Traceback", "boom"], 1, (0, 1, 0)),
-    ([], -9, (0, 1, 0)),
-])
+@pytest.mark.parametrize(
+    "lines, returncode, expected",
+    [
+        (["12 passed in 3.21s"], 0, (12, 0, 0)),
+        (["===== 1 failed, 11 passed, 2 skipped in 61.00s (0:01:01) ====="], 1, (11, 1, 2)),
+        (["2 failed, 3 passed, 1 error in 0.10s"], 1, (3, 3, 0)),
+        (["no tests ran in 0.01s"], 5, (0, 1, 0)),
+        (["5 passed in 1.00s"], 3, (5, 1, 0)),
+        (["anything"], 0, (1, 0, 0)),
+        (["Traceback", "boom"], 1, (0, 1, 0)),
+        ([], -9, (0, 1, 0)),
+    ],
+)
 def test_counts(lines, returncode, expected):
     assert run_tests.count(lines, returncode) == expected
 

@@ -1,6 +1,6 @@
 """tracked.py: the same answer with git, without git and in a zip; a learner's files and environments are not the project's.
 
-    python -m pytest setup/tools/tests/test_tracked.py
+python -m pytest setup/tools/tests/test_tracked.py
 """
 
 import subprocess
@@ -12,8 +12,18 @@ import tracked as files
 ROOT = Path(__file__).resolve().parents[3]
 OURS = [".github/workflows/tests.yml", ".gitignore", "README.md", "ch02/ch02.ipynb", "ch02/gpt2-mini/model.safetensors"]
 NOT_OURS = [
-    ".DS_Store", ".venv/a.ipynb", "venv/lib/x.md", "my env/pyvenv.cfg", "my env/x.py", "ch02/.ipynb_checkpoints/ch02.ipynb",
-    "node_modules/x/README.md", "ch02/runs/log.md", "build/x.py", "ch02/model.safetensors", "ch02/__pycache__/x.py", "ch02/gpt2/x.json",
+    ".DS_Store",
+    ".venv/a.ipynb",
+    "venv/lib/x.md",
+    "my env/pyvenv.cfg",
+    "my env/x.py",
+    "ch02/.ipynb_checkpoints/ch02.ipynb",
+    "node_modules/x/README.md",
+    "ch02/runs/log.md",
+    "build/x.py",
+    "ch02/model.safetensors",
+    "ch02/__pycache__/x.py",
+    "ch02/gpt2/x.json",
 ]
 IGNORE = """# caches
 .venv/
