@@ -24,6 +24,7 @@ ABOUT = {
 }
 RUN_COLORS = [COLORS[name] for name in ("red", "blue", "sky", "green", "orange", "black")]  # before, then one a run
 MARKERS = "osD^vP"
+WINDOW = 20  # updates: single batches of 8 entries differ too much to draw
 CUT = 200  # characters kept of an answer that did not end
 ABSENT = "this writes it: python gemma_report.py --join ..."
 
@@ -130,22 +131,17 @@ def by_family(marked: dict[str, list[dict]], group: str = "unseen") -> list[tupl
 
 
 def draw_losses(log: dict):
-    """Training and validation loss of every run over its updates. ch07-gemma3.ipynb."""
+    """Training loss, as a mean over WINDOW updates, and validation loss of every run over its updates. ch07-gemma3.ipynb."""
     import matplotlib.pyplot as plt
 
     fig, axes = plt.subplots(1, 2, figsize=(7.5, 3), sharey=True)
     for run, color, marker in zip(log["runs"], RUN_COLORS[1:], MARKERS[1:]):
-        for ax, kind in zip(axes, ("train_losses", "val_losses")):
-            losses = run["run"][kind]
-            ax.plot(
-                [1 + run["run"]["eval_freq"] * i for i in range(len(losses))],
-                losses,
-                color=color,
-                marker=marker,
-                markersize=4,
-                label=run["name"],
-            )
-    axes[0].set(title="On training batches", xlabel="updates", ylabel="loss an answer id (nats)")
+        losses, number, freq = run["run"]["train_losses"], run["run"]["updates"], run["run"]["eval_freq"]
+        means = [sum(losses[end - WINDOW : end]) / WINDOW for end in range(WINDOW, number + 1)]
+        measured = [update for update in range(1, number + 1) if update == 1 or update % freq == 0]
+        axes[0].plot(range(WINDOW, number + 1), means, color=color)
+        axes[1].plot(measured, run["run"]["val_losses"], color=color, marker=marker, markersize=5, label=run["name"])
+    axes[0].set(title=f"On training batches, means of {WINDOW}", xlabel="updates", ylabel="loss an answer id (nats)")
     axes[1].set(title="On the validation entries", xlabel="updates")
     axes[1].legend()
     return fig
