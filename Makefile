@@ -19,7 +19,7 @@ export PYTHONUTF8 := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help interpreter setup check gemma run lab test test-fast lint copies pins notebooks notebooks-clean notebooks-check bench clean
+.PHONY: help interpreter setup check gemma run chat lab test test-fast lint copies pins notebooks notebooks-clean notebooks-check bench clean
 
 help:  ## list these commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -57,6 +57,14 @@ run: $(STAMP)  ## pretrain a GPT on the course's story and let it write, then fi
 	$(PY) ch05/01_main-chapter-code/gpt_generate.py --weights "$(RUN_DIR)/model.pth" --prompt "$(PROMPT)" --temperature 0.7 --top_k 20
 	$(PY) ch05/01_main-chapter-code/gpt_generate.py --prompt "Once upon a time" --temperature 0.8 --top_k 40
 	$(PY) ch06/01_main-chapter-code/gpt_class_finetune.py --output_dir "$(RUN_DIR)/spam-classifier" --overwrite
+
+CHAT ?= mini
+TUNED := ch07/01_main-chapter-code/instruction-model
+chat: $(STAMP)  ## talk to a model tuned on instructions; CHAT=mini (tuned first if it is not there), gemma or smollm2
+	@if [ "$(CHAT)" = mini ] && [ ! -f "$(TUNED)/gpt2-mini-sft-standalone.pth" ]; then \
+	    "$(PY)" ch07/01_main-chapter-code/gpt_instruction_finetuning.py --output_dir "$(TUNED)" --overwrite; \
+	fi
+	$(PY) ch07/01_main-chapter-code/instruction_chat.py --model "$(CHAT)"
 
 lab: $(STAMP)  ## open the course in JupyterLab, reachable from this computer only
 	$(PY) -m jupyterlab --ServerApp.ip=127.0.0.1 $$([ "$$(id -u)" != 0 ] || echo --allow-root)

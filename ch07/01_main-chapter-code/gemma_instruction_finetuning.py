@@ -103,7 +103,7 @@ def gemma_loader(data: list[dict], tokenizer, batch_size: int, device, shuffle: 
     return DataLoader(dataset, batch_size, shuffle=shuffle, drop_last=shuffle and len(data) >= batch_size, collate_fn=collate)
 
 
-def answer_entries_gemma(model, entries: list[dict], tokenizer, max_new_tokens: int = 100, batch_size: int = 16) -> tuple[list, list]:
+def answer_entries_gemma(model, entries: list[dict], tokenizer, max_new_tokens: int = 100, batch_size: int = 32) -> tuple[list, list]:
     """Return (the greedy answer to each entry, whether it ended by itself), prompts of like length together. ch07-gemma3.ipynb."""
     prompts = [encode_prompt(entry, tokenizer) for entry in entries]
     order = sorted(range(len(prompts)), key=lambda position: len(prompts[position]))
@@ -227,6 +227,11 @@ def answers_of(model, tokenizer, entries: list[dict], settings: dict) -> dict:
     return {"answers": answers, "ended": ended, "seconds": round(time.perf_counter() - started, 1)}
 
 
+def write_log(log: dict, folder: Path) -> None:
+    """Write what is known so far to log.json."""
+    (folder / LOG_NAME).write_text(json.dumps(log, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+
+
 def main(settings: dict) -> dict:
     """Tune, answer the test entries and the verifiable ones (with --before also untuned), write log.json; returns the log.
 
@@ -245,8 +250,9 @@ def main(settings: dict) -> dict:
     if settings["num_epochs"]:
         torch.manual_seed(settings["seed"])
         log["run"] = tune(model, tokenizer, train_data, val_data, settings)
+        write_log(log, folder)  # at once: answering takes minutes, too
         log["after"] = answers_of(model.eval(), tokenizer, asked, settings)
-    (folder / LOG_NAME).write_text(json.dumps(log, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+    write_log(log, folder)
     for kind in [kind for kind in ("before", "after") if kind in log]:
         print(f"{kind}: {sum(log[kind]['ended'])} of {len(asked)} answers ended by themselves")
         for entry, answer in zip(asked[:3], log[kind]["answers"]):

@@ -2,7 +2,7 @@
 
 `verify(check, answer)` accepts what a reasonable person accepts, however it is worded, and nothing else. The checks stand
 in `instruction-data-families.json`, entry by entry in the order of the data; `instruction_data_verifiers.py` says how an
-answer is read. `instruction-verifiable-test.json` holds further questions to measure with. Standard library only. Chapter 7.
+answer is read. `instruction-verifiable-test.json` holds further questions to measure with. Chapter 7.
 
 Verify the data:      python instruction_data_checks.py
 Score some answers:   python instruction_data_checks.py --answers instruction-data-with-response.json --key model_response

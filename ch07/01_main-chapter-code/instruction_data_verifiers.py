@@ -20,6 +20,7 @@ SMALL_TALK = re.compile(
     re.IGNORECASE,
 )
 LINKS = r"(?:is|are|was|becomes?|be|called|means|spelled|written|says?|to|as|equals|makes|gives)"
+SAYS_LAST, SAYS_FIRST = re.compile(rf"(?:\b{LINKS}|:|'s)$"), re.compile(r" (?:is|are|means) ")
 DENIAL = re.compile(r"\b(?:not|or|neither|nor|never|maybe|perhaps|either|but|wrong|incorrect|instead|unlike|versus)\b|n't\b", re.IGNORECASE)
 # What may stand around a bare answer besides words of the question.
 SMALL_WORDS = set(
@@ -156,13 +157,16 @@ def rambles(text: str) -> bool:
 
 def says_word(text: str, word: str, question: str) -> bool:
     """True if a sentence says the word behind "is", a colon or the like, or begins with it ("X is the plural of ...")."""
-    text, word = " ".join(re.sub(r"(?<!\w)'|'(?!\w)", "", text).split()), re.escape(word)
-    last = re.fullmatch(rf"(?P<rest>.*(?:\b{LINKS}|:|'s)) (?:(?:a|an|the) )?{word}", text)
-    first = re.fullmatch(rf"(?:(?:a|an|the) )?{word} (?P<rest>(?:is|are|means) .*)", text)
-    found = last or first
-    if not found or re.search(rf"(?<![\w-]){word}(?![\w-])|[.!]", found["rest"]):
+    text = bare(" ".join(re.sub(r"(?<!\w)'|'(?!\w)", "", text).split()))
+    if text.endswith(f" {word}"):
+        rest = re.sub(r" (?:a|an|the)$", "", text.removesuffix(f" {word}"))
+        says = SAYS_LAST.search(rest)
+    else:
+        rest = text.removeprefix(word)
+        says = text.startswith(word) and SAYS_FIRST.match(rest)
+    if not says or f" {word} " in f" {rest} " or re.search(r"[.!]", rest):
         return False
-    return not DENIAL.search(found["rest"]) and not says_more(found["rest"], question)
+    return not DENIAL.search(rest) and not says_more(rest, question)
 
 
 def verify_number(check: dict, answer: str, question: str) -> bool:

@@ -175,4 +175,11 @@ CASES = [
         "arithmetic", "How much is half of 18?", number("9"), ["9", "nine", "Half of 18 is 9.", "9 is half of 18."], ["18", "half of 18",
         "Half of 18 is 8.", "9 18", "19"],
     ),
+    (  # without the question, so that only the answer's own words can give it away
+        "capitals", "", word("Paris"),
+        ["Paris", "The capital of France is Paris.", "Paris is the capital of France."],
+        ["It is Lyon or it is Paris.", "Perhaps it is Paris.", "It is not: Paris", "Paris is not the capital of France."],
+    ),
+    ("arithmetic", "", number("73"), ["73", "48 + 25 = 73", "It is 73."], ["It is not 73.", "Maybe it is 73.", "72", "It isn't 73."]),
+    ("passive", "", text(SOUP), [SOUP, f"It is: {SOUP}"], [f"It is not: {SOUP}", f"Wrong: {SOUP}"]),
 ]  # fmt: skip

@@ -56,7 +56,7 @@ def wordings(output, kind):
     """The same answer as people and models write it."""
     bare = output.rstrip(".")
     yield from (bare, f'"{output}"', f"**{output}**", f"Sure! {output}", f"Answer: {output}", f"{output}\n", f"The answer is: {output}")
-    if kind in ("word", "number") and bare.count(" ") < 2:
+    if kind in ("word", "number") and bare.count(" ") < 2 and bare != "answer":
         yield f"The answer is {bare}."
 
 
