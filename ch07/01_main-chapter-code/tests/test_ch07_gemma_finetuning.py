@@ -138,10 +138,12 @@ def test_adapters_alone_learn_and_merging_them_changes_no_answer(batch):
 def test_it_learns_a_few_entries_by_heart_and_where_they_end(tmp_path, lora_rank):
     model, tokenizer = tiny_gemma()
     data = entries(4)
-    figures = tuning.tune(model, tokenizer, data, data, settings(tmp_path, num_epochs=60, learning_rate=1e-2, lora_rank=lora_rank))
-    assert figures["train_losses"][-1] < 0.1 * figures["train_losses"][0] and figures["val_losses"][-1] < 0.1
-    answers, ended = tuning.answer_entries_gemma(model, data, tokenizer, 30)
-    assert answers == [entry["output"] for entry in data] and ended == [True] * 4
+    changes = {"num_epochs": 50, "batch_size": 4, "eval_freq": 50, "learning_rate": 1e-2, "lora_rank": lora_rank}
+    figures = tuning.tune(model, tokenizer, data, data, settings(tmp_path, **changes))
+    assert figures["train_losses"][-1] < 0.05 * figures["train_losses"][0] and figures["val_losses"][-1] < 0.2
+    for order in ([0, 1, 2, 3], [3, 0, 2, 1]):  # answers come back in the order of the entries
+        answers, ended = tuning.answer_entries_gemma(model, [data[i] for i in order], tokenizer, 30, batch_size=3)
+        assert answers == [data[i]["output"] for i in order] and ended == [True] * 4
 
 
 # ---- stopped and resumed ----
@@ -184,20 +186,12 @@ def test_other_seeds_give_other_models(tmp_path):
 
 def test_batched_answers_equal_single_ones():
     model, tokenizer = tiny_gemma()
+    model.out_head.weight = torch.nn.Parameter(0.3 * torch.randn_like(model.out_head.weight))  # tied and untrained, it repeats one token
     data = entries(9)
     batched = tuning.answer_entries_gemma(model, data, tokenizer, 12, batch_size=4)
     single = [tuning.answer_entries_gemma(model, [entry], tokenizer, 12) for entry in data]
     assert batched == ([answers[0] for answers, _ in single], [ended[0] for _, ended in single])
     assert len(set(batched[0])) > 1  # not one answer for all
-
-
-def test_answers_come_back_in_the_order_of_the_entries(tmp_path):
-    model, tokenizer = tiny_gemma()
-    data = entries(4)
-    tuning.tune(model, tokenizer, data, data, settings(tmp_path, num_epochs=60, learning_rate=1e-2))
-    for order in ([3, 0, 2, 1], [1, 2, 0, 3]):
-        answers, _ = tuning.answer_entries_gemma(model, [data[i] for i in order], tokenizer, 30, batch_size=2)
-        assert answers == [data[i]["output"] for i in order]
 
 
 # ---- files and command line ----

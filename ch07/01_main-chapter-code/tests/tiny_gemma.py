@@ -42,6 +42,7 @@ def tiny_gemma(seed: int = 5) -> tuple[Gemma3Model, GemmaTokenizer]:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.3 if parameter.dim() == 1 else 0.1)
+        model.tok_emb.weight.normal_(std=0.6)  # a frozen output layer of small numbers could never be sure of anything
     return model.eval(), tiny_tokenizer()
 
 
