@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 from gemma3 import Gemma3Model, GemmaTokenizer, load_gemma3
+from gpt_instruction_finetuning import calc_answer_loss, calc_answer_loss_loader
 from instruction_batches import InstructionDatasetWithMasking, custom_collate_with_masking_fn, encode_prompt, split_data
 from instruction_data_checks import DATA_FILE, load_data, load_verifiable_test
 from llama import generate_batch
@@ -64,36 +65,6 @@ def prepare_for_tuning(model: Gemma3Model, lora_rank: int = 0) -> nn.Module:
     else:
         model.blocks.requires_grad_(True)
     return model.blocks
-
-
-def answer_logits(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, ignore_index: int = -100) -> tuple:
-    """(logits, ids to predict) at the positions that count, (num_answer_ids, vocab_size) and (num_answer_ids). ch07-gemma3.ipynb.
-
-    A hook hands the output layer only the rows that count; all layers before it see the whole texts (b, num_tokens).
-    """
-    counts = targets != ignore_index  # (b, num_tokens)
-    hook = model.out_head.register_forward_pre_hook(lambda layer, args: (args[0][counts],))
-    try:
-        logits = model(inputs)  # (num_answer_ids, vocab_size)
-    finally:
-        hook.remove()
-    return logits, targets[counts]
-
-
-def calc_answer_loss(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy over the ids of the answers of a batch (b, num_tokens), their end tokens included. ch07-gemma3.ipynb."""
-    logits, wanted = answer_logits(model, inputs, targets)
-    return nn.functional.cross_entropy(logits.float(), wanted)
-
-
-@torch.no_grad()
-def calc_answer_loss_loader(model: nn.Module, loader: DataLoader) -> float:
-    """Mean loss an answer id over all batches. ch07-gemma3.ipynb."""
-    total, count = 0.0, 0
-    for inputs, targets in loader:
-        ids = int((targets != -100).sum())
-        total, count = total + calc_answer_loss(model, inputs, targets).item() * ids, count + ids
-    return total / count
 
 
 def gemma_loader(data: list[dict], tokenizer, batch_size: int, device, shuffle: bool = False) -> DataLoader:

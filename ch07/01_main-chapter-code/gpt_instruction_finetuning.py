@@ -11,10 +11,11 @@ Run it:  python gpt_instruction_finetuning.py                  (gpt2-mini, two m
 import contextlib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from instruction_batches import RESPONSE_HEADER, create_loaders, encode_prompt, format_input, split_data
+from instruction_batches import RESPONSE_HEADER, create_loaders, encode_prompt, split_data
 from instruction_data_checks import DATA_FILE, load_data
 from previous_chapters import (
     MODELS_DIR,
@@ -22,7 +23,6 @@ from previous_chapters import (
     OneLineParser,
     PrintAboveBar,
     adamw,
-    generate,
     gpt2_tokenizer,
     int_at_least,
     load_pretrained_gpt,
@@ -30,16 +30,95 @@ from previous_chapters import (
     plot_losses,
     positive_float,
     save_atomically,
-    train_model_simple,
 )
+from torch import nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 INSTRUCTION_SIZES = {
-    "laptop": {"choose_model": "gpt2-mini (mini)", "lr": 1e-3, "num_epochs": 3},
+    "laptop": {"choose_model": "gpt2-mini (mini)", "lr": 1e-3, "num_epochs": 5},
     "full": {"choose_model": "gpt2-medium (355M)", "lr": 5e-5, "num_epochs": 2},
 }
 TEST_CONFIG = {"vocab_size": 50257, "context_length": 120, "emb_dim": 12, "n_layers": 1, "n_heads": 2, "drop_rate": 0.0, "qkv_bias": False}
 TEST_MODE = {"learning_rate": 3e-3, "num_epochs": 2, "eval_freq": 1, "max_new_tokens": 8, "device": "cpu"}
+
+
+# ---- loss and training ----
+
+
+def logits_at(model: nn.Module, token_ids: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Return logits (num_wanted, vocab_size) at the positions of token_ids (b, num_tokens) where `wanted`, same shape, is true.
+
+    A hook hands the output layer only these rows; the layers before it see the whole texts. Section 7.6.1.
+    """
+    hook = model.out_head.register_forward_pre_hook(lambda layer, args: (args[0][wanted],))
+    try:
+        return model(token_ids)  # (num_wanted, vocab_size)
+    finally:
+        hook.remove()
+
+
+def calc_answer_loss(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, ignore_index: int = -100) -> torch.Tensor:
+    """Mean cross-entropy over the targets (b, num_tokens) that are not ignore_index: answers and their end tokens. Section 7.6.1."""
+    counts = targets != ignore_index  # (b, num_tokens)
+    logits = logits_at(model, inputs, counts)  # (num_answer_ids, vocab_size)
+    return nn.functional.cross_entropy(logits.float(), targets[counts])
+
+
+@torch.no_grad()
+def calc_answer_loss_loader(model: nn.Module, loader: DataLoader, num_batches: int | None = None, ignore_index: int = -100) -> float:
+    """Mean loss an answer id over the first num_batches batches (all if None). Section 7.6.1."""
+    total, count = 0.0, 0
+    for number, (inputs, targets) in enumerate(loader):
+        if number == num_batches:
+            break
+        ids = int((targets != ignore_index).sum())
+        total, count = total + calc_answer_loss(model, inputs, targets, ignore_index).item() * ids, count + ids
+    return total / count
+
+
+def train_on_answers(
+    model: nn.Module,
+    train_loader: DataLoader,
+    val_loader: DataLoader,
+    optimizer: torch.optim.Optimizer,
+    num_epochs: int,
+    eval_freq: int,
+    eval_iter: int,
+    after_step: Callable | None = None,
+    after_epoch: Callable | None = None,
+) -> tuple[list, list, list]:
+    """Train for num_epochs and return (train_losses, val_losses, track_tokens_seen), an entry per eval_freq updates.
+
+    A training loss is the mean of the last eval_freq batches, as they were when they were trained on. Section 7.6.3.
+    """
+    train_losses, val_losses, track_tokens_seen = [], [], []
+    recent, step, tokens_seen = [], 0, 0
+    for epoch in range(num_epochs):
+        model.train()
+        for inputs, targets in train_loader:
+            optimizer.zero_grad()
+            loss = calc_answer_loss(model, inputs, targets)  # changed: the answers alone
+            loss.backward()
+            optimizer.step()
+            recent.append(loss.item())
+            step += 1
+            tokens_seen += inputs.numel()
+            if step % eval_freq == 0:
+                model.eval()
+                train_losses.append(sum(recent) / len(recent))
+                with torch.random.fork_rng():  # how often we measure does not change the random numbers of the training
+                    val_losses.append(calc_answer_loss_loader(model, val_loader, eval_iter))
+                track_tokens_seen.append(tokens_seen)
+                print(f"epoch {epoch + 1}, step {step:4d}: train loss {train_losses[-1]:.3f}, val loss {val_losses[-1]:.3f}")
+                recent = []
+                model.train()
+            if after_step is not None:
+                after_step()
+        model.eval()
+        if after_epoch is not None:
+            after_epoch()
+    return train_losses, val_losses, track_tokens_seen
 
 
 # ---- answers ----
@@ -57,34 +136,44 @@ def extract_response(response_text: str, input_text: str) -> str:
     return answer.removeprefix(RESPONSE_HEADER.strip()).strip()
 
 
+def likeliest_next_ids(model: nn.Module, idx: torch.Tensor) -> torch.Tensor:
+    """Return the likeliest next id (b) after each row of idx (b, num_tokens). Section 7.6.2."""
+    last = torch.zeros_like(idx, dtype=torch.bool)  # (b, num_tokens)
+    last[:, -1] = True
+    return logits_at(model, idx, last).argmax(dim=-1)  # (b)
+
+
 @torch.no_grad()
 def answer_entries(
-    model: GPTModel, entries: list[dict], tokenizer, device: str | torch.device, max_new_tokens: int = 100, eos_id: int = 50256
+    model: nn.Module, entries: list[dict], tokenizer, device: str | torch.device, max_new_tokens: int = 100, eos_id: int = 50256
 ) -> tuple[list[str], list[bool]]:
-    """Return (the greedy answer to each entry, whether it ended by itself). Section 7.7.
+    """Return (the greedy answer to each entry, whether it ended by itself). Section 7.6.2.
 
-    Prompts with equally many tokens share a batch: without padding, an answer is the same as alone. Raises ValueError for a
-    prompt that fills the context.
+    Prompts with equally many tokens share a batch, without padding, and an answer that has ended leaves it. Raises ValueError
+    for a prompt that fills the context.
     """
     context_size = model.pos_emb.weight.shape[0]
-    groups = {}  # number of tokens -> positions
     prompts = [encode_prompt(entry, tokenizer) for entry in entries]
+    groups = {}  # number of tokens -> positions in the list
     for position, prompt in enumerate(prompts):
         if len(prompt) >= context_size:
-            raise ValueError(
-                f"the prompt has {len(prompt)} tokens and leaves no room in the context of {context_size}: {entries[position]}"
-            )
+            raise ValueError(f"no room for an answer: {len(prompt)} tokens in a context of {context_size}: {entries[position]}")
         groups.setdefault(len(prompt), []).append(position)
-    answers, ended = [""] * len(entries), [False] * len(entries)
-    for length, positions in sorted(groups.items()):
-        idx = torch.tensor([prompts[position] for position in positions], device=device)  # (b, num_tokens)
-        room = min(max_new_tokens, context_size - length)
-        new = generate(model, idx, room, context_size, eos_id=eos_id)[:, length:]  # (b, num_new)
-        for position, row in zip(positions, new.tolist()):
-            ended[position] = len(row) < room or eos_id in row
-            row = row[: row.index(eos_id)] if eos_id in row else row
-            answers[position] = tokenizer.decode(row).strip()
-    return answers, ended
+    answer_ids, ended = [[] for _ in entries], [False] * len(entries)
+    for length, writing in groups.items():
+        idx = torch.tensor([prompts[position] for position in writing], device=device)  # (b, num_tokens)
+        for _ in range(min(max_new_tokens, context_size - length)):
+            next_ids = likeliest_next_ids(model, idx)
+            for position, token_id in zip(writing, next_ids.tolist()):
+                if token_id == eos_id:
+                    ended[position] = True
+                else:
+                    answer_ids[position].append(token_id)
+            writing = [position for position in writing if not ended[position]]
+            if not writing:
+                break
+            idx = torch.cat([idx, next_ids[:, None]], dim=1)[next_ids != eos_id]  # one column more, fewer rows
+    return [tokenizer.decode(ids).strip() for ids in answer_ids], ended
 
 
 def load_tuned_gpt(path: str | Path, device: str | torch.device = "cpu") -> tuple[GPTModel, dict]:
@@ -135,11 +224,14 @@ def main(test_mode: bool = False, settings: dict | None = None) -> list[dict]:
     loaders = create_loaders(train_data, val_data, tokenizer, settings["batch_size"], cfg["context_length"], device)
     optimizer = adamw(model, lr, 0.1, device)
     bar = tqdm(total=num_epochs * len(loaders[0]), unit="updates", mininterval=1)
+
+    def show_answer() -> None:
+        (answer,), _ = answer_entries(model, val_data[:1], tokenizer, device, 35)
+        print(f"{val_data[0]['instruction']} {val_data[0]['input']}\n-> {answer}")
+
     with bar, contextlib.redirect_stdout(PrintAboveBar(sys.stdout, folder / "log.txt")):
-        how = (num_epochs, settings["eval_freq"], settings["eval_iter"], format_input(val_data[0]) + RESPONSE_HEADER, tokenizer)
-        train_losses, val_losses, seen = train_model_simple(
-            model, *loaders, optimizer, device, *how, after_step=lambda state: bar.update() and False
-        )
+        how = (num_epochs, settings["eval_freq"], settings["eval_iter"], bar.update, show_answer)
+        train_losses, val_losses, seen = train_on_answers(model, *loaders, optimizer, *how)
     epochs = torch.linspace(0, num_epochs, len(train_losses) + 1)[1:].tolist()
     plot_losses(epochs, seen, train_losses, val_losses, folder / "loss-plot-standalone.pdf")
     save_atomically({"model_state_dict": model.state_dict(), "gpt_config": cfg}, folder / f"{name}-sft-standalone.pth")

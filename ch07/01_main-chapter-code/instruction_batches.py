@@ -41,14 +41,19 @@ def format_input(entry: dict) -> str:
     return prompt + (f"\n\n### Input:\n{entry['input']}" if entry["input"] else "")
 
 
+def encode_text(text: str, tokenizer) -> list[int]:
+    """Return the ids of a text; the characters <|endoftext|> in it are text like any other. Section 7.3.1."""
+    return getattr(tokenizer, "encode_ordinary", tokenizer.encode)(text)  # Gemma's `encode` is of that kind
+
+
 def encode_prompt(entry: dict, tokenizer) -> list[int]:
     """Return the ids after which the answer begins, in training and in use: prompt and response header. Section 7.3.1."""
-    return tokenizer.encode(format_input(entry) + RESPONSE_HEADER)
+    return encode_text(format_input(entry) + RESPONSE_HEADER, tokenizer)
 
 
 def encode_answer(text: str, tokenizer) -> list[int]:
     """Return the ids of an answer, without a token for the beginning of a text. Section 7.3.1."""
-    ids = tokenizer.encode(text)
+    ids = encode_text(text, tokenizer)
     return ids[1:] if getattr(tokenizer, "adds_bos", False) else ids  # GPT-2's tokenizer adds none, Gemma's does
 
 
@@ -90,7 +95,7 @@ def custom_collate_draft_2(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Pad, and shift: inputs and targets (b, num_tokens), every target being the next id. Section 7.3.3."""
     ended = [item + [pad_token_id] for item in batch]  # the answer ends with an end token
-    rows = custom_collate_draft_1(ended, pad_token_id, device)  # (b, num_tokens + 1)
+    rows = custom_collate_draft_1(ended, pad_token_id, device)  # (b, num_ids): one more than there are inputs
     return rows[:, :-1], rows[:, 1:].clone()  # a copy: whoever masks targets must not change inputs
 
 
@@ -114,7 +119,7 @@ def custom_collate_fn(
     if allowed_max_length is not None and inputs.shape[1] > allowed_max_length:
         cut = sum(len(item) > allowed_max_length for item in batch)
         warnings.warn(f"{cut} of {len(batch)} texts were cut to {allowed_max_length} tokens and have no end", stacklevel=2)
-        inputs, targets = inputs[:, :allowed_max_length], targets[:, :allowed_max_length]  # (b, num_tokens) each
+        inputs, targets = inputs[:, :allowed_max_length], targets[:, :allowed_max_length]  # (b, allowed_max_length) each
     return inputs.to(device), targets.to(device)
 
 

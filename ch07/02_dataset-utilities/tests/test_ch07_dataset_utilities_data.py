@@ -10,20 +10,13 @@ import statistics
 from pathlib import Path
 
 import pytest
+from instructions import DATA_FILE
+from second_outputs import is_passive
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 FOLDER = Path(__file__).resolve().parent.parent
-CHAPTER_DATA = FOLDER.parent / "01_main-chapter-code" / "instruction-data.json"
 THRESHOLD = 0.75
 FIELDS = ["instruction", "input", "output"]
-BE = r"(?:is|are|was|were|be|been)"
-ADVERB = r"(?:\w+ly|also|often|not)"
-IRREGULAR = (
-    "beaten bought bound brought broken built caught chosen cut done drawn driven eaten fed felt found given heard held hidden kept "
-    "known laid led left lent lit made paid put read ridden said seen sent set shown sold spread stolen sung swept taken taught told "
-    "thrown woken won worn woven written"
-)
-PASSIVE = re.compile(rf"\b{BE}(?: {ADVERB})? (?:\w+ed|{'|'.join(IRREGULAR.split())})\b", re.IGNORECASE)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +98,7 @@ def voice_faults(data):
         first, second = entry["output"], entry["output_2"]
         if not second.strip() or normalized(first) == normalized(second):
             faults.append(f"{i}: output_2 is empty or a copy")
-        elif bool(PASSIVE.search(first)) == bool(PASSIVE.search(second)):
+        elif is_passive(first) == is_passive(second):
             faults.append(f"{i}: the voice is the same")
         if sorted(re.findall(r"\d+", first)) != sorted(re.findall(r"\d+", second)):
             faults.append(f"{i}: other numbers")
@@ -226,7 +219,7 @@ def test_data_card_states_the_true_numbers(examples, modified, readme):
         words, characters = [len(text.split()) for text in texts], [len(text) for text in texts]
         sizes = [f"{f(lengths):g}" for lengths in (words, characters) for f in (min, statistics.median, max)]
         assert f"| `{field}` | {len(texts)} | {' | '.join(sizes)} |" in readme
-    inputs, passive = sum(bool(entry["input"]) for entry in examples), sum(bool(PASSIVE.search(e["output"])) for e in examples)
+    inputs, passive = sum(bool(entry["input"]) for entry in examples), sum(is_passive(e["output"]) for e in examples)
     assert f"{inputs} of the 200 entries have one, which is {inputs / 2:g} %" in readme
     assert f"active in {200 - passive} entries and passive in {passive};" in readme
     planted = {row[:2] for rows in pair_tables(readme) for row in rows}
@@ -236,9 +229,7 @@ def test_data_card_states_the_true_numbers(examples, modified, readme):
 
 
 def test_nothing_is_shared_with_the_chapter_data(examples, readme):
-    if not CHAPTER_DATA.exists():
-        pytest.skip("ch07/01_main-chapter-code/instruction-data.json is not here, so there is nothing to compare with")
-    chapter = json.loads(CHAPTER_DATA.read_text(encoding="utf-8"))
+    chapter = json.loads(DATA_FILE.read_text(encoding="utf-8"))
     assert leaks(examples, chapter) == []
     texts, others = ([f"{entry['instruction']}\n{entry['input']}" for entry in entries] for entries in (examples, chapter))
     assert f"(the highest is {similarities(texts, others).max():.2f})" in readme
