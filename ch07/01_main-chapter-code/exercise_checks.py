@@ -55,7 +55,9 @@ def check_7_1(phi3_style):
                 got = style.extract(other, entry)
             except ValueError:
                 continue
-            fail("ValueError", repr(got), f"extract {other!r}", "what does slicing by length return if the text begins with something else?")
+            fail(
+                "ValueError", repr(got), f"extract {other!r}", "what does slicing by length return if the text begins with something else?"
+            )
         expect_equal(before, entry, f"the entry you were given, {where}", "did you change it?")
     passed("7.1", "as GPT-2 reads it, <|user|> is 5 tokens: it is no special token there")
 
@@ -229,7 +231,9 @@ def check_adapters_learn(prepare_lora, rank: int, alpha: float) -> None:
     for name, parameter in model.named_parameters():
         moved = not torch.equal(parameter, kept[name])
         if ".lora." in name and not moved:
-            fail(f"{name} moves", "it stays as it was", f"two steps of AdamW, {where}", "did you freeze before the adapters came, or after?")
+            fail(
+                f"{name} moves", "it stays as it was", f"two steps of AdamW, {where}", "did you freeze before the adapters came, or after?"
+            )
         if ".lora." not in name and moved:
             fail(f"{name} stays as it was", "it moves", f"two steps of AdamW, {where}", "is everything frozen that is no adapter?")
 

@@ -5,6 +5,7 @@ import json
 import gemma_instruction_finetuning as tuning
 import pytest
 import torch
+from gpt_instruction_finetuning import logits_at
 from instruction_batches import encode_prompt, split_data
 from lora import merge_lora
 from tiny_gemma import SETTINGS, entries, need_gemma, tiny_gemma, tiny_tokenizer
@@ -43,12 +44,11 @@ def tune(folder, **changes) -> tuple[dict, dict]:
 
 def test_logits_at_the_answers_equal_those_of_the_whole_output_layer(batch):
     model, (inputs, targets) = tiny_gemma()[0], batch
-    logits, wanted = tuning.answer_logits(model, inputs, targets)
+    counts = targets != -100  # (b, num_tokens)
+    logits = logits_at(model, inputs, counts)
     everywhere = model(inputs)  # (b, num_tokens, vocab_size)
-    counts = targets != -100
     assert logits.shape == (int(counts.sum()), model.cfg["vocab_size"]) and 0 < counts.sum() < counts.numel()
     torch.testing.assert_close(logits, everywhere[counts])
-    assert torch.equal(wanted, targets[counts])
     expected = F.cross_entropy(everywhere.flatten(0, 1), targets.flatten(), ignore_index=-100)
     torch.testing.assert_close(tuning.calc_answer_loss(model, inputs, targets), expected)
 
@@ -65,9 +65,9 @@ def test_gradients_at_the_answers_equal_those_of_the_whole_output_layer(batch):
 
 def test_the_hook_is_gone_afterwards_also_after_an_error(batch):
     model, (inputs, targets) = tiny_gemma()[0], batch
-    tuning.answer_logits(model, inputs, targets)
+    tuning.calc_answer_loss(model, inputs, targets)
     with pytest.raises(ValueError, match="vocabulary"):
-        tuning.answer_logits(model, inputs + 1000, targets)
+        tuning.calc_answer_loss(model, inputs + 1000, targets)
     assert model(inputs).shape == (*inputs.shape, model.cfg["vocab_size"])
 
 
