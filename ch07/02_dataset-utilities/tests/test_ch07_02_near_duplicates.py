@@ -48,7 +48,7 @@ def random_entries(count, seed, empty=0.3):
             if dice.random() < empty:
                 entry.update(dice.choice([{}, {field: ""}, {field: None}, {field: " ?! "}]))
             else:
-                entry[field] = " ".join(dice.choices(WORDS[:8], k=dice.randint(1, 4)))
+                entry[field] = " ".join(dice.choices(WORDS[:4], k=dice.randint(1, 3)))
         entries.append(entry)
     return entries
 
@@ -98,10 +98,11 @@ def test_only_case_punctuation_and_spaces_are_ignored(one, two, same):
 def test_pairs_are_those_of_a_brute_force_search(monkeypatch, threshold, keys):
     monkeypatch.setattr(near_duplicates, "BLOCK_SIZE", 7)  # several blocks, the last one not full
     entries = random_entries(45, seed=int(threshold * 100))
+    assert len(brute_force(entries, None, threshold, keys)) > 1
     for rows, columns in ((entries, None), (entries[:20], entries[20:])):
         expected = brute_force(rows, columns, threshold, keys)
         pairs = similar_pairs(rows, columns, threshold, keys)
-        assert [pair[:2] for pair in pairs] == sorted(expected) and len(pairs) > 2
+        assert [pair[:2] for pair in pairs] == sorted(expected)
         assert np.allclose([pair[2] for pair in pairs], [expected[pair[:2]] for pair in pairs])
         assert all(0 <= pair[2] <= 1 for pair in pairs)
 
@@ -239,14 +240,14 @@ def test_removal_writes_what_stays(tmp_path, capsys):
 
 
 def test_training_entries_near_a_later_one_are_reported_and_removed(tmp_path, capsys):
-    data = entries_of("Name a fruit.", "Where do owls sleep?", "Where do the owls sleep?", "Fold it.", "name a fruit", "Open the jar.")
+    data = entries_of("Where do owls sleep?", "Where do the owls sleep?", "Fold it.", "Name a fruit.", "name a fruit", "Open the jar.")
     source, output = tmp_path / "data.json", tmp_path / "clean.json"
     source.write_text(json.dumps(data), encoding="utf-8")
     arguments = ["--json_file", str(source), "--train_entries", "4", "--remove_duplicates", "--json_output_file", str(output)]
     assert script().main(arguments) == 0
     out = capsys.readouterr().out
-    assert "1 pairs" in out and "0 and 4, similarity 1.000" in out and "training is now the first 3" in out
-    assert json.loads(output.read_text(encoding="utf-8")) == data[1:]
+    assert "1 pairs" in out and "3 and 4, similarity 1.000" in out and "training is now the first 3" in out
+    assert json.loads(output.read_text(encoding="utf-8")) == data[:3] + data[4:]
 
 
 @pytest.mark.parametrize(

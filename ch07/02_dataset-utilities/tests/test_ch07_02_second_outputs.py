@@ -113,6 +113,8 @@ def test_nothing_that_was_answered_is_asked_again(tmp_path):
 
     def ask(prompt):
         asked.append(prompt)
+        if len(asked) == 2:  # the answer before is on the disk already
+            assert "A\\n" in log.read_text(encoding="utf-8")
         if len(asked) == 3:
             raise ConnectionError("the service is down")
         return prompt.upper() + "\nécole"
