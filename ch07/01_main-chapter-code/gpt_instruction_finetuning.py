@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from instruction_batches import RESPONSE_HEADER, create_loaders, encode_prompt, split_data
-from instruction_data_checks import DATA_FILE, load_data
+from instruction_data_checks import DATA_FILE, load_data, load_families
 from previous_chapters import (
     MODELS_DIR,
     GPTModel,
@@ -36,8 +36,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 INSTRUCTION_SIZES = {
-    "laptop": {"choose_model": "gpt2-mini (mini)", "lr": 1e-3, "num_epochs": 5},
-    "full": {"choose_model": "gpt2-medium (355M)", "lr": 5e-5, "num_epochs": 2},
+    "laptop": {"choose_model": "gpt2-mini (mini)", "lr": 1e-3, "num_epochs": 10, "plain": True},  # plain: without the open tasks
+    "full": {"choose_model": "gpt2-medium (355M)", "lr": 5e-5, "num_epochs": 2, "plain": False},
 }
 TEST_CONFIG = {"vocab_size": 50257, "context_length": 120, "emb_dim": 12, "n_layers": 1, "n_heads": 2, "drop_rate": 0.0, "qkv_bias": False}
 TEST_MODE = {"learning_rate": 3e-3, "num_epochs": 2, "eval_freq": 1, "max_new_tokens": 8, "device": "cpu"}
@@ -49,13 +49,16 @@ TEST_MODE = {"learning_rate": 3e-3, "num_epochs": 2, "eval_freq": 1, "max_new_to
 def logits_at(model: nn.Module, token_ids: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """Return logits (num_wanted, vocab_size) at the positions of token_ids (b, num_tokens) where `wanted`, same shape, is true.
 
-    A hook hands the output layer only these rows; the layers before it see the whole texts. Section 7.6.1.
+    The output layer steps aside while the others read the whole texts, then sees only these rows. Section 7.6.1.
     """
-    hook = model.out_head.register_forward_pre_hook(lambda layer, args: (args[0][wanted],))
+    stand_in = nn.Identity()
+    stand_in.weight = model.out_head.weight  # some models look at its number type
+    out_head, model.out_head = model.out_head, stand_in
     try:
-        return model(token_ids)  # (num_wanted, vocab_size)
+        hidden = model(token_ids)  # (b, num_tokens, emb_dim)
     finally:
-        hook.remove()
+        model.out_head = out_head
+    return out_head(hidden[wanted].to(out_head.weight.dtype))  # (num_wanted, vocab_size)
 
 
 def calc_answer_loss(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, ignore_index: int = -100) -> torch.Tensor:
@@ -209,6 +212,8 @@ def main(test_mode: bool = False, settings: dict | None = None) -> list[dict]:
     if folder.exists() and any(folder.iterdir()) and not settings["overwrite"]:
         raise ValueError(f"{folder} exists: add --overwrite to replace it, or name another folder")
     train_data, test_data, val_data = split_data(load_data(settings["data"]))
+    if size["plain"] and Path(settings["data"]) == DATA_FILE:
+        train_data = [entry for entry, row in zip(train_data, load_families()) if row["check"] is not None]
     tokenizer = gpt2_tokenizer()
     torch.manual_seed(settings["seed"])
     if test_mode:
@@ -252,7 +257,7 @@ def build_parser() -> OneLineParser:
     parser.add_argument("--num_epochs", type=int_at_least(1), help="passes over the training entries; decided by --size if not given")
     parser.add_argument("--batch_size", type=int_at_least(1), default=8, help="entries per update")
     parser.add_argument("--learning_rate", type=positive_float, help="of AdamW; decided by --size if not given")
-    parser.add_argument("--eval_freq", type=int_at_least(1), default=5, help="updates from one measurement to the next")
+    parser.add_argument("--eval_freq", type=int_at_least(1), default=20, help="updates from one measurement to the next")
     parser.add_argument("--eval_iter", type=int_at_least(1), default=5, help="batches per measurement")
     parser.add_argument("--max_new_tokens", type=int_at_least(1), default=256, help="longest answer")
     parser.add_argument("--models_dir", default=str(MODELS_DIR), help="folder of downloaded weights")

@@ -185,14 +185,14 @@ def a_batch(tokenizer, entries=None):
     return batches.custom_collate_with_masking_fn([dataset[i] for i in range(len(dataset))])
 
 
-def test_logits_at_are_rows_of_all_logits_and_the_hook_is_gone(tokenizer):
+def test_logits_at_are_rows_of_all_logits_and_the_output_layer_is_back(tokenizer):
     model, (inputs, targets) = tiny_gpt(), a_batch(tokenizer)
     everything = model(inputs)
     chosen = finetuning.logits_at(model, inputs, targets != -100)
     assert torch.allclose(chosen, everything[targets != -100], atol=1e-5) and model(inputs).shape == everything.shape
     with pytest.raises(ValueError):
         finetuning.logits_at(model, inputs + 50257, targets != -100)
-    assert not model.out_head._forward_pre_hooks
+    assert isinstance(model.out_head, torch.nn.Linear)
 
 
 def test_the_loss_is_that_of_cross_entropy_over_all_positions(tokenizer):

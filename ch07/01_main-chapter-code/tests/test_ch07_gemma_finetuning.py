@@ -63,12 +63,12 @@ def test_gradients_at_the_answers_equal_those_of_the_whole_output_layer(batch):
         torch.testing.assert_close(found[name], parameter.grad, msg=name)
 
 
-def test_the_hook_is_gone_afterwards_also_after_an_error(batch):
+def test_the_output_layer_is_back_afterwards_also_after_an_error(batch):
     model, (inputs, targets) = tiny_gemma()[0], batch
     tuning.calc_answer_loss(model, inputs, targets)
     with pytest.raises(ValueError, match="vocabulary"):
         tuning.calc_answer_loss(model, inputs + 1000, targets)
-    assert model(inputs).shape == (*inputs.shape, model.cfg["vocab_size"])
+    assert model(inputs).shape == (*inputs.shape, model.cfg["vocab_size"]) and isinstance(model.out_head, torch.nn.Linear)
 
 
 def test_the_mean_loss_does_not_depend_on_the_batches():
