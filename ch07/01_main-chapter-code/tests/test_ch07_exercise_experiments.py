@@ -130,9 +130,9 @@ def test_only_adapters_learn():
     assert model.out_head.lora.alpha / model.out_head.lora.rank == 2
 
 
-def test_masking_and_the_phi3_prompt_together_are_refused():
+def test_masking_and_the_phi3_prompt_together_are_refused(tmp_path):
     with pytest.raises(ValueError, match="cannot be combined"):
-        main(mask_instructions=True, phi3_prompt=True)
+        main(mask_instructions=True, phi3_prompt=True, settings={"test_mode": True, "output_dir": str(tmp_path)})
 
 
 def test_alpaca_has_a_file_of_its_own_and_is_counted(tmp_path):
@@ -189,7 +189,7 @@ def test_the_committed_log_holds_the_runs_that_need_no_network():
     runs = read_log(LOG_FILE)
     assert sorted(runs) == ["baseline", "lora", "mask-instructions", "phi3-prompt"]
     for run in runs.values():
-        assert run["model"] == "gpt2-mini" and run["entries"] == 935 and run["updates"] == 348
+        assert run["model"] == "gpt2-mini" and run["entries"] == 935 and run["num_epochs"] == 3 and run["updates"] == 348
         assert [run["marks"][group]["of"] for group in ("unseen", "seen", "rephrased")] == [340, 102, 40]
         assert run["train_losses"][-1] < run["train_losses"][0]
     assert runs["phi3-prompt"]["tokens_trained"] < 0.8 * runs["baseline"]["tokens_trained"]
