@@ -104,8 +104,8 @@ def usual_mistakes(rows: list[list[float]], lengths: list[int], prompt_weight: f
 def check_7_2(prompt_weighted_loss):
     """Against one text at a time without padding, in plain loops."""
     tokenizer, model = gpt2_tokenizer(), random_gpt(2)
-    texts = [("Name a color:\n", "Blue."), ("Past tense of sing:\n", "She sang all day long and then slept."), ("Hi", "a")]
-    batch = [(len(tokenizer.encode(prompt)), tokenizer.encode(prompt + answer)) for prompt, answer in texts]
+    texts = [("Name a color:\n", "Blue."), ("Past tense of sing:\n", "She sang all day long and then slept."), ("Say a letter:", " a")]
+    batch = [(len(tokenizer.encode(prompt)), tokenizer.encode(prompt) + tokenizer.encode(answer)) for prompt, answer in texts]
     batches = {
         "three texts": batch,
         "one text": batch[1:2],
@@ -181,6 +181,7 @@ def check_7_3(batches_of_like_length):
     expect_equal(True, widths[0] != widths[1], "another seed gives another order of the batches", question)
     rising = sum(a <= b for a, b in zip(widths[0], widths[0][1:])) / (len(widths[0]) - 1)
     expect_equal(True, 0.25 < rising < 0.8, "the order of the batches says nothing about their width", question)
+    random.seed(999)
     state = random.getstate(), torch.get_rng_state()
     batches_of_like_length(lengths, 8, 1)
     same = state[0] == random.getstate() and torch.equal(state[1], torch.get_rng_state())
@@ -214,7 +215,7 @@ def check_adapters_learn(prepare_lora, rank: int, alpha: float) -> None:
     counts = prepare_lora(model, rank, alpha)
     total = sum(parameter.numel() for name, parameter in model.named_parameters() if ".lora." not in name)
     expected = (total, 0, sum(rank * (layer.in_features + layer.out_features) for layer in linear.values()))
-    question = "the sum of requires_grad parameters, three times: as given, when all is frozen, and with adapters in all linear layers"
+    question = "how many single numbers require gradients as given, when all is frozen, and with adapters in all linear layers?"
     expect_equal(expected, tuple(map(int, counts)), f"the three counts, {where}", question)
     with torch.no_grad():
         expect_close(before, model(ids), f"logits before training, {where}", "what does an adapter add while B is zero?", atol=1e-5)

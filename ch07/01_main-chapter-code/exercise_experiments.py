@@ -19,14 +19,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from gpt_instruction_finetuning import INSTRUCTION_SIZES, TEST_CONFIG, TEST_MODE
+from gpt_instruction_finetuning import INSTRUCTION_SIZES, TEST_CONFIG, TEST_MODE, likeliest_next_ids, train_on_answers
 from instruction_batches import (
     InstructionDataset,
     InstructionDatasetWithMasking,
     custom_collate_fn,
     custom_collate_with_masking_fn,
     download_and_load_file,
+    encode_answer,
     encode_prompt,
+    encode_text,
     split_data,
 )
 from instruction_data_checks import DATA_FILE, GROUPS, load_data, load_verifiable_test, question_of, verify, well_formed
@@ -36,14 +38,14 @@ from previous_chapters import (
     GPTModel,
     OneLineParser,
     adamw,
-    generate,
     gpt2_tokenizer,
     int_at_least,
     load_pretrained_gpt,
     pick_device,
     plot_losses,
+    positive_float,
+    read_text,
     save_atomically,
-    train_model_simple,
 )
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -62,6 +64,7 @@ ALPACA_URL = "https://raw.githubusercontent.com/tatsu-lab/stanford_alpaca/main/a
 ALPACA_ENTRIES = 52_002
 PHI_HEADER = "\n<|assistant|>:\n"
 RANK = ALPHA = 16
+EVAL_FREQ = 58  # two measurements in an epoch of 116 updates
 END_ID = 50256
 
 
@@ -75,7 +78,7 @@ def format_input_phi(entry: dict) -> str:
 
 def encode_prompt_phi(entry: dict, tokenizer) -> list[int]:
     """Return the ids after which the answer begins. The markers are plain text to GPT-2's tokenizer. Exercise 7.1."""
-    return tokenizer.encode(format_input_phi(entry) + PHI_HEADER)
+    return encode_text(format_input_phi(entry) + PHI_HEADER, tokenizer)
 
 
 class InstructionDatasetPhi(Dataset):
@@ -83,7 +86,7 @@ class InstructionDatasetPhi(Dataset):
 
     def __init__(self, data: list[dict], tokenizer):
         self.data = data
-        self.encoded_texts = [encode_prompt_phi(entry, tokenizer) + tokenizer.encode(entry["output"]) for entry in data]
+        self.encoded_texts = [encode_prompt_phi(entry, tokenizer) + encode_answer(entry["output"], tokenizer) for entry in data]
 
     def __getitem__(self, index: int) -> list[int]:
         return self.encoded_texts[index]
@@ -119,22 +122,27 @@ def add_lora(model: GPTModel, rank: int = RANK, alpha: float = ALPHA) -> tuple[i
 
 @torch.no_grad()
 def answer_prompts(model: GPTModel, prompts: list[list[int]], tokenizer, device, max_new_tokens: int) -> tuple[list[str], list[bool]]:
-    """Return (the greedy answer to each prompt, whether it ended by itself).
+    """Return (the greedy answer to each prompt, whether it ended by itself): `answer_entries` for prompts of any style.
 
-    A hook hands the output layer only the last position, the one that `generate` reads: a third of the work is left.
+    Prompts with equally many tokens share a batch, which an answer leaves when it has ended.
     """
-    context_size, answers, ended = model.pos_emb.num_embeddings, [], []
-    hook = model.out_head.register_forward_pre_hook(lambda layer, args: (args[0][:, -1:],))
-    try:
-        for prompt in tqdm(prompts, desc="answers", mininterval=1, leave=False):
-            idx = torch.tensor([prompt], device=device)  # (1, num_tokens)
-            room = min(max_new_tokens, context_size - len(prompt))
-            new = generate(model, idx, room, context_size, eos_id=END_ID)[0, len(prompt) :].tolist()
-            answers.append(tokenizer.decode(new).strip())
-            ended.append(len(new) < room)
-    finally:
-        hook.remove()
-    return answers, ended
+    context_size, groups = model.pos_emb.num_embeddings, {}
+    for position, prompt in enumerate(prompts):
+        groups.setdefault(len(prompt), []).append(position)
+    answer_ids, ended = [[] for _ in prompts], [False] * len(prompts)
+    for length, writing in tqdm(sorted(groups.items()), desc="answers", unit="batches", mininterval=1, leave=False):
+        idx = torch.tensor([prompts[position] for position in writing], device=device)  # (b, num_tokens)
+        for _ in range(min(max_new_tokens, context_size - length)):
+            next_ids = likeliest_next_ids(model, idx)  # (b)
+            goes_on = next_ids != END_ID  # (b)
+            for position, token_id in zip(writing, next_ids.tolist()):
+                ended[position] = token_id == END_ID
+                answer_ids[position] += [] if ended[position] else [token_id]
+            writing = [position for position in writing if not ended[position]]
+            if not writing:
+                break
+            idx = torch.cat([idx, next_ids[:, None]], dim=1)[goes_on]
+    return [tokenizer.decode(ids).strip() for ids in answer_ids], ended
 
 
 def mark(questions: list[dict], answers: list[str], ended: list[bool]) -> dict[str, dict]:
@@ -147,6 +155,11 @@ def mark(questions: list[dict], answers: list[str], ended: list[bool]) -> dict[s
         counts["well_formed"] += well_formed(question["check"], answer)
         counts["ended"] += stopped
     return marks
+
+
+def read_log(path: str | Path = LOG_FILE) -> dict[str, dict]:
+    """Return {name of the run: what was logged of its last training}."""
+    return {line["run"]: line for line in map(json.loads, read_text(path).splitlines())}
 
 
 # ---- one run ----
@@ -209,7 +222,7 @@ def main(
     datasets = [dataset(part, tokenizer) for part in (train_data, val_data)]
     loaders = create_loaders(datasets, mask_instructions, 4 if alpaca52k else 8, cap, device)
     folder.mkdir(parents=True, exist_ok=True)
-    losses = train(model, loaders, settings, tokenizer, device, folder / f"loss-plot{suffix}.pdf", suffix[1:])
+    losses = train(model, loaders, settings, device, folder / f"loss-plot{suffix}.pdf", suffix[1:])
     if lora:
         merge_lora(model)
     save_atomically({"model_state_dict": model.state_dict(), "gpt_config": cfg}, folder / f"{name}-sft{suffix}.pth")
@@ -226,23 +239,20 @@ def main(
     }  # fmt: skip
 
 
-def train(model: GPTModel, loaders: tuple, settings: dict, tokenizer, device, plot_path: Path, name: str) -> dict:
+def train(model: GPTModel, loaders: tuple, settings: dict, device, plot_path: Path, name: str) -> dict:
     """Train with the chapter's loop, save the plot of the losses, and return what the log keeps of it."""
     size = INSTRUCTION_SIZES[settings["size"]]
     lr, num_epochs = settings["learning_rate"] or size["lr"], settings["num_epochs"] or size["num_epochs"]
-    optimizer = adamw(model, lr, 0.1, device)
-    how = (num_epochs, 5, 5, "An answer", tokenizer)  # the sample of chapter 5's loop is not shown here
-    with tqdm(total=num_epochs * len(loaders[0]), desc=name, unit="updates", mininterval=1) as bar:
-        with contextlib.redirect_stdout(io.StringIO()):
-            train_losses, val_losses, seen = train_model_simple(
-                model, *loaders, optimizer, device, *how, after_step=lambda state: bar.update() and False
-            )
-    epochs = torch.linspace(0, num_epochs, len(train_losses) + 1)[1:].tolist()
+    updates, optimizer = num_epochs * len(loaders[0]), adamw(model, lr, 0.1, device)
+    eval_freq = min(EVAL_FREQ, updates)
+    bar = tqdm(total=updates, desc=name, unit="updates", mininterval=1)
+    with bar, contextlib.redirect_stdout(io.StringIO()):
+        train_losses, val_losses, seen = train_on_answers(model, *loaders, optimizer, num_epochs, eval_freq, 7, bar.update)
+    epochs = [(number + 1) * eval_freq / len(loaders[0]) for number in range(len(train_losses))]
     plot_losses(epochs, seen, train_losses, val_losses, plot_path)
-    rounded = {"train_losses": train_losses[::5], "val_losses": val_losses[::5]}
     return {
-        "learning_rate": lr, "num_epochs": num_epochs, "updates": num_epochs * len(loaders[0]), "tokens_trained": seen[-1],
-        **{key: [round(loss, 3) for loss in values] for key, values in rounded.items()},
+        "learning_rate": lr, "num_epochs": num_epochs, "updates": updates, "tokens_trained": seen[-1],
+        "train_losses": [round(loss, 3) for loss in train_losses], "val_losses": [round(loss, 3) for loss in val_losses],
     }  # fmt: skip
 
 
@@ -258,7 +268,7 @@ def build_parser() -> OneLineParser:
     parser.add_argument("--size", choices=INSTRUCTION_SIZES, default="laptop", help="laptop: gpt2-mini; full: GPT-2 355M")
     parser.add_argument("--test_mode", action="store_true", help="a tiny random model and few entries of the course's own data")
     parser.add_argument("--num_epochs", type=int_at_least(1), help="passes over the training entries; None: as the chapter")
-    parser.add_argument("--learning_rate", type=float, help="of AdamW; None: as the chapter")
+    parser.add_argument("--learning_rate", type=positive_float, help="of AdamW; None: as the chapter")
     parser.add_argument("--max_new_tokens", type=int_at_least(1), default=60, help="longest answer")
     parser.add_argument("--models_dir", default=str(MODELS_DIR), help="folder of downloaded weights")
     parser.add_argument("--output_dir", default=str(FOLDER / "exercise-experiments"), help="folder for plot, answers and weights")

@@ -36,7 +36,6 @@ import sysconfig
 import tempfile
 import time
 import uuid
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -340,6 +339,18 @@ def expect_close(expected: torch.Tensor | float, got: object, where: str, questi
         fail(f"{expected[index].item():.6g}{at}", worst, where, question)
 
 
+def attempt(answer: Callable, *args, **kwargs) -> object | None:
+    """Return answer(*args, **kwargs) for a picture, or None and one line if it is not solved yet or stops with an error."""
+    name = getattr(answer, "__name__", "your answer")
+    try:
+        return answer(*args, **kwargs)
+    except NotImplementedError as error:
+        print(f"no picture yet: {str(error) or name} is not solved")
+    except Exception as error:
+        print(f"no picture: {name} stopped with {type(error).__name__}: {error}{learner_line(error)}")
+    return None
+
+
 def passed(number: str, note: str = "") -> None:
     """Say that the answer is right."""
     print(f"exercise {number}: passed" + (f" ({note})" if note else ""))
@@ -531,27 +542,6 @@ def check_token_ids(token_ids: torch.Tensor, vocab_size: int, context_length: in
         raise ValueError(f"{token_ids.shape[1]} tokens are more than the context_length {context_length}")
     if token_ids.device.type != "meta" and not 0 <= int(token_ids.min()) <= int(token_ids.max()) < vocab_size:
         raise ValueError(f"token ids {int(token_ids.min())} to {int(token_ids.max())} leave the vocabulary 0 to {vocab_size - 1}")
-
-
-def generate_text_simple(model: nn.Module, idx: torch.Tensor, max_new_tokens: int, context_size: int) -> torch.Tensor:
-    """Append the likeliest next token max_new_tokens times: (b, num_tokens) -> (b, num_tokens + max_new_tokens).
-
-    Each step sees the last context_size tokens. Warns when the model is in train mode, because dropout would then make
-    the result random. Raises ValueError for ids that are not a batch, max_new_tokens < 0, context_size < 1, and for
-    whatever ids the model refuses. Chapter 4, section 4.7.
-    """
-    if idx.dim() != 2:
-        raise ValueError(f"expected token ids of shape (b, num_tokens), got {tuple(idx.shape)}")
-    if max_new_tokens < 0 or context_size < 1:
-        raise ValueError(f"need max_new_tokens >= 0 and context_size >= 1, got {max_new_tokens} and {context_size}")
-    if model.training:
-        warnings.warn("the model is in train mode: call model.eval() before generating", stacklevel=2)
-    for _ in range(max_new_tokens):
-        with torch.no_grad():
-            logits = model(idx[:, -context_size:])  # (b, num_tokens, vocab_size)
-        next_id = logits[:, -1].argmax(dim=-1, keepdim=True)  # (b, 1)
-        idx = torch.cat([idx, next_id.to(idx.dtype)], dim=1)
-    return idx
 
 
 # ---- from ch04/03_kv-cache/kv_cache.py ----
@@ -1416,90 +1406,6 @@ def calc_loss_batch(input_batch: torch.Tensor, target_batch: torch.Tensor, model
     logits = model(input_batch.to(device))  # (b, num_tokens, vocab_size)
     # Cross-entropy wants one row per prediction; .float() matters only when the model computes in bfloat16.
     return nn.functional.cross_entropy(logits.flatten(0, 1).float(), target_batch.to(device).flatten())
-
-
-def calc_loss_loader(data_loader: DataLoader, model: nn.Module, device: torch.device, num_batches: int | None = None) -> float:
-    """Return the mean loss per token over the first num_batches batches (all if None); NaN if there are none. Section 5.1.3."""
-    total_loss, total_tokens = 0.0, 0
-    num_batches = len(data_loader) if num_batches is None else min(num_batches, len(data_loader))
-    for _, (input_batch, target_batch) in zip(range(num_batches), data_loader, strict=False):
-        loss = calc_loss_batch(input_batch, target_batch, model, device)
-        total_loss += loss.item() * target_batch.numel()  # a smaller last batch counts less
-        total_tokens += target_batch.numel()
-    return total_loss / total_tokens if total_tokens else math.nan
-
-
-def evaluate_model(
-    model: nn.Module, train_loader: DataLoader, val_loader: DataLoader, device: torch.device, eval_iter: int
-) -> tuple[float, float]:
-    """Return (train_loss, val_loss) over eval_iter batches each; leaves the model in train mode.
-
-    Dropout is off and the random generators are put back, so measuring never changes the training. Section 5.2.
-    """
-    model.eval()
-    with torch.no_grad(), torch.random.fork_rng():
-        train_loss = calc_loss_loader(train_loader, model, device, num_batches=eval_iter)
-        val_loss = calc_loss_loader(val_loader, model, device, num_batches=eval_iter)
-    model.train()
-    return train_loss, val_loss
-
-
-def generate_and_print_sample(model: nn.Module, tokenizer, device: torch.device, start_context: str) -> None:
-    """Print 50 greedy tokens after start_context on one line; leaves the model in train mode. Section 5.2."""
-    model.eval()
-    context_size = model.pos_emb.weight.shape[0]
-    idx = text_to_token_ids(start_context, tokenizer).to(device)  # (1, num_tokens)
-    token_ids = generate_text_simple(model, idx, max_new_tokens=50, context_size=context_size)
-    print(token_ids_to_text(token_ids, tokenizer).replace("\n", " "))
-    model.train()
-
-
-def train_model_simple(
-    model: nn.Module,
-    train_loader: DataLoader,
-    val_loader: DataLoader,
-    optimizer: torch.optim.Optimizer,
-    device: torch.device,
-    num_epochs: int,
-    eval_freq: int,
-    eval_iter: int,
-    start_context: str,
-    tokenizer,
-    state: TrainingState | None = None,
-    after_step: Callable | None = None,
-) -> tuple[list, list, list]:
-    """Train for num_epochs and return (train_losses, val_losses, track_tokens_seen), one entry per evaluation.
-
-    Evaluates after the first update (step 0) and at every multiple of eval_freq; prints a sample after each epoch.
-    `state` continues an earlier run; `after_step(state)` is called after each update and stops the run by returning True.
-    Chapter 5, sections 5.2 and 5.4.
-    """
-    state = TrainingState() if state is None else state
-    model.train()
-    optimizer.zero_grad()  # begin with empty gradients
-    while state.epoch < num_epochs:
-        for input_batch, target_batch in remaining_batches(train_loader, state):
-            loss = calc_loss_batch(input_batch, target_batch, model, device)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()  # they are used; free their memory before measuring
-            state.batch += 1
-            state.step += 1
-            state.tokens_seen += input_batch.numel()
-
-            if state.step % eval_freq == 0:
-                train_loss, val_loss = evaluate_model(model, train_loader, val_loader, device, eval_iter)
-                state.train_losses.append(train_loss)
-                state.val_losses.append(val_loss)
-                state.track_tokens_seen.append(state.tokens_seen)
-                print(f"epoch {state.epoch + 1}, step {state.step:3d}: train loss {train_loss:.3f}, val loss {val_loss:.3f}")
-            if after_step is not None and after_step(state):
-                return state.train_losses, state.val_losses, state.track_tokens_seen
-
-        generate_and_print_sample(model, tokenizer, device, start_context)
-        state.epoch += 1
-        state.batch = 0
-    return state.train_losses, state.val_losses, state.track_tokens_seen
 
 
 def plot_losses(epochs_seen: list, tokens_seen: list, train_losses: list, val_losses: list, path: str | Path = "loss-plot.pdf") -> Figure:

@@ -4,12 +4,16 @@ Run it:  pytest ch07/01_main-chapter-code/tests/test_ch07_instruction_chat.py
 """
 
 import json
+import re
+import shlex
 import types
 from collections import Counter
 from pathlib import Path
 
+import exercise_experiments
 import gpt_instruction_finetuning
 import instruction_chat
+import ollama_evaluate
 import pytest
 import torch
 from gpt_instruction_finetuning import TEST_CONFIG, answer_entries
@@ -189,20 +193,42 @@ def test_the_example_is_50_short_entries_of_one_kind_in_words_that_gpt2_mini_kno
         assert len(entry["output"].split()) <= 22
 
 
-def test_entries_of_ones_own_can_be_tuned_on_and_asked(tmp_path, capsys):
+def test_entries_of_ones_own_are_what_the_model_is_tuned_on(tmp_path, capsys):
     folder = tmp_path / "captain"
-    args = ["--data", str(EXAMPLE), "--num_epochs", "6", "--output_dir", str(folder), "--test_mode"]
-    assert gpt_instruction_finetuning.command_line(args) == 0
+    assert gpt_instruction_finetuning.command_line(["--data", str(EXAMPLE), "--output_dir", str(folder), "--test_mode"]) == 0
     answered = json.loads((folder / "instruction-data-with-response-standalone.json").read_text(encoding="utf-8"))
     assert {entry["instruction"] for entry in answered} < {entry["instruction"] for entry in load_data(EXAMPLE)}
-    weights = str(folder / "small-test-model-sft-standalone.pth")
+
+
+def readme_commands(*words: str) -> list[list[str]]:
+    """The commands of the README's bash blocks in which all words occur, each as the list of its parts."""
+    blocks = re.findall(r"```bash\n(.*?)```", (FOLDER / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if all(word in line for word in words)]
+    return [shlex.split(line)[1:] for line in lines]
+
+
+def test_the_worked_example_of_the_readme_runs(tmp_path, capsys):
+    (tune,) = readme_commands("my-instructions-example.json")
+    (ask,) = readme_commands("instruction_chat.py", "captain")
+    assert tune[0] == "gpt_instruction_finetuning.py" and ask[0] == "instruction_chat.py"
+    tune[tune.index("my-instructions-example.json")] = str(EXAMPLE)
+    assert gpt_instruction_finetuning.command_line([*tune[1:], "--test_mode"]) == 0  # in an empty folder
+    weights = ask[ask.index("--weights") + 1].replace("gpt2-mini", "small-test-model")
     assert main(["--weights", weights, "--prompt", "What is the sun?", "--max_new_tokens", "5"]) == 0
+
+
+def test_the_other_commands_of_the_readme_are_understood(monkeypatch, capsys):
+    assert ["instruction_chat.py"] in readme_commands("instruction_chat.py")
+    for module in (exercise_experiments, ollama_evaluate):
+        monkeypatch.setattr(module, "main", lambda *args, **kwargs: {"marks": {}})
+        (command,) = readme_commands(f"{module.__name__}.py")
+        assert module.command_line(command[1:]) == 0
 
 
 @pytest.mark.slow
 def test_the_worked_example_of_the_readme_teaches_gpt2_mini_the_captain_s_voice(tmp_path, capsys):
     folder = tmp_path / "captain"
-    assert gpt_instruction_finetuning.command_line(["--data", str(EXAMPLE), "--num_epochs", "4", "--output_dir", str(folder)]) == 0
+    assert gpt_instruction_finetuning.command_line(["--data", str(EXAMPLE), "--num_epochs", "6", "--output_dir", str(folder)]) == 0
     capsys.readouterr()
     assert main(["--weights", str(folder / "gpt2-mini-sft-standalone.pth"), "--prompt", "What is the sun?"]) == 0
     answer = capsys.readouterr().out
