@@ -79,7 +79,7 @@ def answer_entries_gemma(model, entries: list[dict], tokenizer, max_new_tokens: 
     prompts = [encode_prompt(entry, tokenizer) for entry in entries]
     order = sorted(range(len(prompts)), key=lambda position: len(prompts[position]))
     answers, ended = [""] * len(prompts), [False] * len(prompts)
-    for start in tqdm(range(0, len(order), batch_size), desc="answers", unit="batches", leave=False):
+    for start in tqdm(range(0, len(order), batch_size), desc="answers", unit="batches", leave=False, disable=None):
         positions = order[start : start + batch_size]
         rows = generate_batch(model, [prompts[position] for position in positions], max_new_tokens, tokenizer.eos_token_id)
         for position, row in zip(positions, rows):

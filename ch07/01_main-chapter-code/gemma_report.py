@@ -17,7 +17,7 @@ from instruction_data_checks import GROUPS, load_data, load_verifiable_test, pri
 from previous_chapters import COLORS, OneLineParser, read_text
 
 LOG_FILE = Path(__file__).resolve().parent / "gemma-log.json"
-MINI_FILE = Path(__file__).resolve().parent / "exercise-experiments-log.jsonl"  # gpt2-mini, trained as the chapter does, and otherwise
+MINI_FILE = Path(__file__).resolve().parent / "tuning-experiments-log.jsonl"  # gpt2-mini, tuned as in the chapter, and otherwise
 ABOUT = {
     "model": "The answers were written by Gemma 3 270M, as published and tuned on this course's instructions.",
     "terms": "Gemma is provided under and subject to the Gemma Terms of Use found at https://ai.google.dev/gemma/terms",
@@ -85,7 +85,7 @@ def mini_marks(path: str | Path = MINI_FILE) -> dict | None:
     if not Path(path).is_file():
         return None
     runs = [json.loads(line) for line in read_text(path).splitlines() if line.strip()]
-    return next((run["marks"] for run in runs if run["run"] == "mask-instructions"), None)
+    return next((run["marks"] for run in runs if run["way"] == "plain"), None)
 
 
 # ---- marking ----
@@ -141,7 +141,7 @@ def draw_losses(log: dict):
         measured = [update for update in range(1, number + 1) if update == 1 or update % freq == 0]
         axes[0].plot(range(WINDOW, number + 1), means, color=color)
         axes[1].plot(measured, run["run"]["val_losses"], color=color, marker=marker, markersize=5, label=run["name"])
-    axes[0].set(title=f"On training batches, means of {WINDOW}", xlabel="updates", ylabel="loss an answer id (nats)")
+    axes[0].set(title=f"On training batches, means of {WINDOW}", xlabel="updates", ylabel="loss per answer token (nats)")
     axes[1].set(title="On the validation entries", xlabel="updates")
     axes[1].legend()
     return fig
@@ -160,8 +160,9 @@ def draw_families(marked: dict[str, list[dict]]):
         ax.scatter([row[column] / row[1] for row in table], places, color=color, marker=marker, s=36, label=name, clip_on=False)
     ax.set_yticks(places, [row[0].replace("_", " ") for row in table])
     ax.set(xlim=(0, 1), xlabel="share right, of 20 questions with words that tuning never showed")
-    (right, of), (base, _) = count(marked[after[0]], group="unseen"), count(marked[before], group="unseen")
-    ax.set_title(f"Words never seen in tuning: {base} of {of} right before, {right} after")
+    base, of = count(marked[before], group="unseen")
+    totals = [count(marked[name], group="unseen")[0] for name in after]
+    ax.set_title(f"Words never seen in tuning: {base} of {of} right before, {min(totals)} to {max(totals)} after")
     fig.legend(loc="outside lower center", ncols=len(marked))
     return fig
 

@@ -162,7 +162,7 @@ def test_counts_by_family_are_those_counted_by_hand(questions):
 
 def test_gpt2_mini_is_read_from_the_experiments_and_may_be_missing(tmp_path):
     marks = {group: {"of": 10, "right": right, "well_formed": 9, "ended": 10} for group, right in (("seen", 5), ("unseen", 1))}
-    lines = [{"run": "baseline", "marks": {}}, {"run": "mask-instructions", "marks": marks}]
+    lines = [{"way": "apart", "marks": {}}, {"way": "plain", "marks": marks}]
     path = tmp_path / "log.jsonl"
     assert report.mini_marks(path) is None
     path.write_text(json.dumps(lines[0]) + "\n", encoding="utf-8")
@@ -180,7 +180,7 @@ def test_figures_show_the_numbers(joined, questions):
     families = report.draw_families(marked).axes[0]
     points = {artist.get_label(): artist.get_offsets()[:, 0].tolist() for artist in families.collections if artist.get_label() in marked}
     assert points == {"before": [0.0] * 17, "good": [1.0] * 17, "echo, again": [0.0] * 17}
-    assert "0 of 340 right before, 340 after" in families.get_title() + families.get_title(loc="left")
+    assert "0 of 340 right before, 0 to 340 after" in families.get_title() + families.get_title(loc="left")
     mini = {group: {"of": 10, "right": right, "well_formed": 9, "ended": 10} for group, right in (("seen", 5), ("unseen", 1))}
     bars = report.draw_form_recall_rule(marked, mini).axes[0]
     assert [text.get_text() for text in bars.texts][:9] == ["90%", "50%", "10%", "0%", "0%", "0%", "100%", "100%", "100%"]
