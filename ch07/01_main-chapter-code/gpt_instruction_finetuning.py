@@ -51,14 +51,14 @@ def logits_at(model: nn.Module, token_ids: torch.Tensor, wanted: torch.Tensor) -
 
     The output layer steps aside while the others read the whole texts, then sees only these rows. Section 7.6.1.
     """
-    stand_in = nn.Identity()
-    stand_in.weight = model.out_head.weight  # some models look at its number type
+    weight, stand_in = next(model.out_head.parameters()), nn.Identity()
+    stand_in.weight = weight  # some models look at its number type
     out_head, model.out_head = model.out_head, stand_in
     try:
         hidden = model(token_ids)  # (b, num_tokens, emb_dim)
     finally:
         model.out_head = out_head
-    return out_head(hidden[wanted].to(out_head.weight.dtype))  # (num_wanted, vocab_size)
+    return out_head(hidden[wanted].to(weight.dtype))  # (num_wanted, vocab_size)
 
 
 def calc_answer_loss(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, ignore_index: int = -100) -> torch.Tensor:
