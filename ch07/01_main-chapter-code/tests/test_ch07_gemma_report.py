@@ -97,10 +97,10 @@ def test_answers_to_other_questions_are_refused(joined, tmp_path):
 def test_a_damaged_log_is_one_line(joined, tmp_path, capsys, change, words):
     change(joined)
     (tmp_path / "joined.json").write_text(json.dumps(joined), encoding="utf-8")
-    exits_with_one_line(capsys, ["--log", "joined.json"], words)
+    assert_exits_with_one_line(capsys, ["--log", "joined.json"], words)
 
 
-def exits_with_one_line(capsys, options: list[str], words: str) -> None:
+def assert_exits_with_one_line(capsys, options: list[str], words: str) -> None:
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         report.command_line(options)
@@ -124,7 +124,7 @@ def exits_with_one_line(capsys, options: list[str], words: str) -> None:
 def test_bad_input_is_one_line_and_writes_nothing(logs, tmp_path, capsys, options, words):
     (tmp_path / "text.json").write_text("no JSON", encoding="utf-8")
     (tmp_path / "list.json").write_text("[]", encoding="utf-8")
-    exits_with_one_line(capsys, options, words)
+    assert_exits_with_one_line(capsys, options, words)
     assert not (tmp_path / "new.json").exists()
 
 
