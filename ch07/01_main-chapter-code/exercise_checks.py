@@ -220,13 +220,13 @@ def check_adapters_learn(prepare_lora, rank: int, alpha: float) -> None:
     with torch.no_grad():
         expect_close(before, model(ids), f"logits before training, {where}", "what does an adapter add while B is zero?", atol=1e-5)
         layer = model.trf_blocks[0].att.W_query
-        layer.lora.B.fill_(1.0)  # (rank, d_out)
+        layer.lora.B.fill_(1.0)
         x = torch.randn(1, layer.in_features)  # (1, d_in)
         added = layer(x) - layer.linear(x)  # (1, d_out)
         scaled = (x @ layer.lora.A).sum(dim=-1, keepdim=True) * alpha / rank  # (1, 1)
         question = "the adapter's output is scaled by alpha / rank: did you hand over rank and alpha, in this order?"
         expect_close(scaled.expand_as(added), added, f"what an adapter adds, {where}", question, atol=1e-4)
-        layer.lora.B.zero_()  # (rank, d_out)
+        layer.lora.B.zero_()
     kept = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     two_steps(model)
     for name, parameter in model.named_parameters():
