@@ -17,7 +17,7 @@ from instruction_data_checks import GROUPS, load_data, load_verifiable_test, pri
 from previous_chapters import COLORS, OneLineParser, read_text
 
 LOG_FILE = Path(__file__).resolve().parent / "gemma-log.json"
-MINI_FILE = Path(__file__).resolve().parent / "tuning-experiments-log.jsonl"  # gpt2-mini, tuned as in the chapter, and otherwise
+MINI_FILE = Path(__file__).resolve().parent / "exercise-experiments-log.jsonl"  # gpt2-mini, with the loss on the answers, and otherwise
 ABOUT = {
     "model": "The answers were written by Gemma 3 270M, as published and tuned on this course's instructions.",
     "terms": "Gemma is provided under and subject to the Gemma Terms of Use found at https://ai.google.dev/gemma/terms",
@@ -81,11 +81,11 @@ def load_gemma_log(path: str | Path = LOG_FILE) -> dict:
 
 
 def mini_marks(path: str | Path = MINI_FILE) -> dict | None:
-    """Return {group: {"of", "right", "well_formed", "ended"}} of the chapter's gpt2-mini, or None if it was not measured."""
+    """Return {group: {"of", "right", "well_formed", "ended"}} of gpt2-mini with the loss on the answers, or None if it was not measured."""
     if not Path(path).is_file():
         return None
     runs = [json.loads(line) for line in read_text(path).splitlines() if line.strip()]
-    return next((run["marks"] for run in runs if run["way"] == "plain"), None)
+    return next((run["marks"] for run in runs if run["run"] == "mask-instructions"), None)
 
 
 # ---- marking ----

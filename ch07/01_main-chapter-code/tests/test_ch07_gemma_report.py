@@ -162,7 +162,7 @@ def test_counts_by_family_are_those_counted_by_hand(questions):
 
 def test_gpt2_mini_is_read_from_the_experiments_and_may_be_missing(tmp_path):
     marks = {group: {"of": 10, "right": right, "well_formed": 9, "ended": 10} for group, right in (("seen", 5), ("unseen", 1))}
-    lines = [{"way": "apart", "marks": {}}, {"way": "plain", "marks": marks}]
+    lines = [{"run": "baseline", "marks": {}}, {"run": "mask-instructions", "marks": marks}]
     path = tmp_path / "log.jsonl"
     assert report.mini_marks(path) is None
     path.write_text(json.dumps(lines[0]) + "\n", encoding="utf-8")
