@@ -6,7 +6,8 @@
     python exercise_experiments.py --exercise_solution phi3_prompt         # 7.1: a shorter prompt
     python exercise_experiments.py --exercise_solution lora                # 7.4: adapters instead of all weights
 
-A run takes three to four minutes with gpt2-mini on one core (alpaca_52k: hours); --size full takes GPT-2 355M. The names of
+With --num_epochs 3, as in the stored log, a run takes one to three minutes with gpt2-mini on two cores (alpaca_52k: hours);
+--size full takes GPT-2 355M. The names of
 the files it writes end in the name of the run. Programs mark the answers to the verifiable questions: on words that the
 tuning has seen, on words that it has not, and on instructions in other words. exercise-experiments-log.jsonl keeps the marks.
 """
@@ -19,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from gpt_instruction_finetuning import INSTRUCTION_SIZES, TEST_CONFIG, TEST_MODE, likeliest_next_ids, train_on_answers
+from gpt_instruction_finetuning import INSTRUCTION_SIZES, TEST_CONFIG, TEST_MODE, answer_entries, train_on_answers
 from instruction_batches import (
     InstructionDataset,
     InstructionDatasetWithMasking,
@@ -65,7 +66,6 @@ ALPACA_ENTRIES = 52_002
 PHI_HEADER = "\n<|assistant|>:\n"
 RANK = ALPHA = 16
 EVAL_FREQ = 58  # two measurements in an epoch of 116 updates
-END_ID = 50256
 
 
 # ---- exercise 7.1: another prompt ----
@@ -118,31 +118,6 @@ def add_lora(model: GPTModel, rank: int = RANK, alpha: float = ALPHA) -> tuple[i
 
 
 # ---- answers and marks ----
-
-
-@torch.no_grad()
-def answer_prompts(model: GPTModel, prompts: list[list[int]], tokenizer, device, max_new_tokens: int) -> tuple[list[str], list[bool]]:
-    """Return (the greedy answer to each prompt, whether it ended by itself): `answer_entries` for prompts of any style.
-
-    Prompts with equally many tokens share a batch, which an answer leaves when it has ended.
-    """
-    context_size, groups = model.pos_emb.num_embeddings, {}
-    for position, prompt in enumerate(prompts):
-        groups.setdefault(len(prompt), []).append(position)
-    answer_ids, ended = [[] for _ in prompts], [False] * len(prompts)
-    for length, writing in tqdm(sorted(groups.items()), desc="answers", unit="batches", mininterval=1, leave=False):
-        idx = torch.tensor([prompts[position] for position in writing], device=device)  # (b, num_tokens)
-        for _ in range(min(max_new_tokens, context_size - length)):
-            next_ids = likeliest_next_ids(model, idx)  # (b)
-            goes_on = next_ids != END_ID  # (b)
-            for position, token_id in zip(writing, next_ids.tolist()):
-                ended[position] = token_id == END_ID
-                answer_ids[position] += [] if ended[position] else [token_id]
-            writing = [position for position in writing if not ended[position]]
-            if not writing:
-                break
-            idx = torch.cat([idx, next_ids[:, None]], dim=1)[goes_on]
-    return [tokenizer.decode(ids).strip() for ids in answer_ids], ended
 
 
 def mark(questions: list[dict], answers: list[str], ended: list[bool]) -> dict[str, dict]:
@@ -227,14 +202,15 @@ def main(
         merge_lora(model)
     save_atomically({"model_state_dict": model.state_dict(), "gpt_config": cfg}, folder / f"{name}-sft{suffix}.pth")
     encode = encode_prompt_phi if phi3_prompt else encode_prompt
-    prompts = [encode(entry, tokenizer) for entry in [*test_data, *questions]]
-    answers, ended = answer_prompts(model.eval(), prompts, tokenizer, device, settings["max_new_tokens"])
+    asked = [*test_data, *questions]
+    print(f"answering {len(asked)} questions", file=sys.stderr)
+    answers, ended = answer_entries(model.eval(), asked, tokenizer, device, settings["max_new_tokens"], encode=encode)
     answered = [{**entry, "model_response": answer} for entry, answer in zip(test_data, answers)]
     answer_file.write_text(json.dumps(answered, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
-    count = len(test_data)
+    count, lengths = len(test_data), [len(encode(entry, tokenizer)) for entry in asked]
     return {
         "run": suffix[1:], "model": name, "seed": settings["seed"], **losses, "trainable": trainable, "entries": len(train_data),
-        "prompt_tokens": round(sum(map(len, prompts)) / len(prompts), 1), "marks": mark(questions, answers[count:], ended[count:]),
+        "prompt_tokens": round(sum(lengths) / len(lengths), 1), "marks": mark(questions, answers[count:], ended[count:]),
         "samples": [[question_of(entry), answer] for entry, answer in list(zip(test_data, answers))[:8]],
     }  # fmt: skip
 

@@ -1,7 +1,7 @@
 """The chapter's fine-tuning with a real base model: Gemma 3 270M learns to answer the same 935 instructions.
 
-It uses the chapter's prompts and collate functions; new are Gemma's tokenizer and end token, and an output layer that is
-computed at the answers' positions alone: its vocabulary has 262,144 entries, and nine positions in ten are prompt or padding.
+It uses the chapter's prompts, collate functions and loss, whose output layer sees the answers' positions alone: with Gemma's
+262,144 tokens that matters most. New are its tokenizer and end token, checkpoints, and a learning rate that rises and falls.
 Embedding and output layer, which are one matrix, stay as they are; the 18 blocks learn, all of their weights or adapters.
 
 Run it (after `make gemma`):

@@ -148,15 +148,21 @@ def likeliest_next_ids(model: nn.Module, idx: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def answer_entries(
-    model: nn.Module, entries: list[dict], tokenizer, device: str | torch.device, max_new_tokens: int = 100, eos_id: int = 50256
+    model: nn.Module,
+    entries: list[dict],
+    tokenizer,
+    device: str | torch.device,
+    max_new_tokens: int = 100,
+    eos_id: int = 50256,
+    encode: Callable = encode_prompt,
 ) -> tuple[list[str], list[bool]]:
     """Return (the greedy answer to each entry, whether it ended by itself). Section 7.6.2.
 
-    Prompts with equally many tokens share a batch, without padding, and an answer that has ended leaves it. Raises ValueError
-    for a prompt that fills the context.
+    Prompts with equally many tokens share a batch, without padding, and an answer that has ended leaves it. `encode` makes the
+    ids of a prompt from (entry, tokenizer). Raises ValueError for a prompt that fills the context.
     """
     context_size = model.pos_emb.weight.shape[0]
-    prompts = [encode_prompt(entry, tokenizer) for entry in entries]
+    prompts = [encode(entry, tokenizer) for entry in entries]
     groups = {}  # number of tokens -> positions in the list
     for position, prompt in enumerate(prompts):
         if len(prompt) >= context_size:

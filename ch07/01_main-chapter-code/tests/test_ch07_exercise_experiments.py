@@ -9,12 +9,10 @@ import exercise_experiments
 import pytest
 import torch
 from exercise_experiments import (
-    END_ID,
     LOG_FILE,
     SOLUTIONS,
     InstructionDatasetPhi,
     add_lora,
-    answer_prompts,
     command_line,
     create_loaders,
     encode_prompt_phi,
@@ -25,10 +23,11 @@ from exercise_experiments import (
     read_log,
 )
 from gpt_instruction_finetuning import TEST_CONFIG, answer_entries, calc_answer_loss, load_tuned_gpt
-from instruction_batches import InstructionDataset, InstructionDatasetWithMasking, encode_prompt, split_data
+from instruction_batches import InstructionDataset, InstructionDatasetWithMasking, split_data
 from instruction_data_checks import load_data, load_verifiable_test
 from previous_chapters import GPTModel, calc_loss_batch, generate, gpt2_tokenizer
 
+END_ID = 50256
 ENTRY = {"instruction": "Put it in the past tense.", "input": "She sings.", "output": "She sang."}
 
 
@@ -69,16 +68,17 @@ def test_the_loss_is_the_chapter_s_although_the_output_layer_sees_counted_target
         assert all(text.startswith("Below") or text.startswith(" is an") for text in counted) != mask_instructions
 
 
-def test_answers_are_those_of_the_chapter_s_function():
+def test_answers_to_another_prompt_are_those_of_each_one_alone():
     torch.manual_seed(5)
     model, tokenizer, entries = GPTModel(TEST_CONFIG).eval(), gpt2_tokenizer(), load_data()[:6]
-    prompts = [encode_prompt(entry, tokenizer) for entry in entries]
+    prompts = [torch.tensor([encode_prompt_phi(entry, tokenizer)]) for entry in entries]
     with torch.no_grad():  # the end token takes the place of the third token of the first answer
-        third = generate(model, torch.tensor(prompts[:1]), 3, 120)[0, -1]
+        third = generate(model, prompts[0], 3, 120)[0, -1]
         model.out_head.weight[END_ID] = 1.01 * model.out_head.weight[third]
-    answers, ended = answer_prompts(model, prompts, tokenizer, "cpu", 7)
-    assert (answers, ended) == answer_entries(model, entries, tokenizer, "cpu", 7)
-    assert ended[0] and not all(ended)
+    answers, ended = answer_entries(model, entries, tokenizer, "cpu", 7, encode=encode_prompt_phi)
+    alone = [generate(model, prompt, 7, 120, eos_id=END_ID)[0, prompt.shape[1] :].tolist() for prompt in prompts]
+    assert answers == [tokenizer.decode(ids).strip() for ids in alone]
+    assert ended == [len(ids) < 7 for ids in alone] and ended[0] and not all(ended)
 
 
 def test_marks_add_up_and_right_answers_are_right():
