@@ -10,7 +10,7 @@ from torch import nn
 
 
 @njit(**KEPT)
-def product(matrix, x, y, threads):
+def kept_multiply(matrix, x, y, threads):
     """y = matrix @ x, as Python calls it: its machine code is kept between runs."""
     multiply(matrix, x, y, threads)
 
@@ -34,7 +34,7 @@ class CompiledLinear(nn.Module):
         if x.numel() > self.linear.in_features:
             return self.linear(x)
         y = np.empty(self.linear.out_features, np.float32)
-        product(self.matrix, x.reshape(-1).numpy(), y, self.threads)
+        kept_multiply(self.matrix, x.reshape(-1).numpy(), y, self.threads)
         return torch.from_numpy(y).view(*x.shape[:-1], len(y))
 
 

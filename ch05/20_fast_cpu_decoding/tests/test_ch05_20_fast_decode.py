@@ -322,7 +322,7 @@ import numpy as np
 {before}
 import compiled_linears, fast_storage, machine_code
 y = np.empty(3, np.float32)
-compiled_linears.product(fast_storage.store_float32(np.ones((3, 4), np.float32)), np.arange(4, dtype=np.float32), y, 1)
+compiled_linears.kept_multiply(fast_storage.store_float32(np.ones((3, 4), np.float32)), np.arange(4, dtype=np.float32), y, 1)
 print(y.tolist(), machine_code.COMPILED)
 """
 
@@ -340,7 +340,7 @@ def test_two_processes_may_compile_at_once_and_a_third_compiles_nothing(tmp_path
     command = [sys.executable, "-c", PRODUCT.format(before="")]
     both = [subprocess.Popen(command, cwd=FOLDER, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert all(process.communicate()[0].startswith("[6.0, 6.0, 6.0]") and process.returncode == 0 for process in both)
-    code = PRODUCT.format(before="") + "print(sum(compiled_linears.product.stats.cache_hits.values()))"
+    code = PRODUCT.format(before="") + "print(sum(compiled_linears.kept_multiply.stats.cache_hits.values()))"
     assert run_python(code, LLM_COURSE_CACHE=str(tmp_path)).endswith("\n1")
 
 
