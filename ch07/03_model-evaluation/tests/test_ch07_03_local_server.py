@@ -283,7 +283,9 @@ def test_a_waiting_caller_who_leaves_frees_the_place(server, echo):
         with opened(server, chat("second")), opened(server, chat("third")):
             wait_for(lambda: len(server.line.waiting) == 2)
         wait_for(lambda: not server.line.waiting)
-        first.close()
+        with opened(server, chat("fourth")) as fourth:
+            first.close()
+            assert b"<[user]fourth>" in read_all(fourth)
 
 
 @pytest.mark.parametrize("stream", [False, True])
