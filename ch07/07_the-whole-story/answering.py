@@ -88,7 +88,7 @@ def follow_instructions(run: RunFolder, plan: Plan, device: torch.device) -> dic
     after, _ = answer_entries(model, questions, tokenizer, device, plan.answer_tokens)
     show_answers({"before": before, "after": after}, questions)
     (seen, of_seen), (unseen, of_unseen) = (count_right(model, group, plan, device) for group in ("seen", "unseen"))
-    can = f"right on {seen / of_seen:.0%} of {of_seen} questions with words of its tuning, {unseen / of_unseen:.0%} of {of_unseen} with others"
+    can = f"right on {seen / of_seen:.0%} of {of_seen} questions with words of its tuning, {unseen / of_unseen:.0%} of {of_unseen} others"
     return {"rows": [["gpt2-mini, tuned", count_parameters(model), f"+ {state.tokens_seen:,}", can]]}
 
 

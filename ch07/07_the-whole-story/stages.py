@@ -52,12 +52,13 @@ TEST_SIZE = {"context_length": 64, "emb_dim": 12, "n_heads": 2, "n_layers": 1}
 
 @dataclass
 class Plan:
-    """The sizes of a run; few_messages (of each kind) and few_entries cut the data, None takes all."""
+    """The sizes of a run; few_characters, few_messages (of each kind) and few_entries cut the data, None takes all."""
 
     story_config: dict
     story: dict  # epochs, batch_size, lr, precision
     seed: int = 123
     pretrained: bool = True  # False: a tiny random model in place of gpt2-mini
+    few_characters: int | None = None
     few_messages: int | None = None
     few_entries: int | None = None
     spam_lr: float = CLASSIFIER_SIZES["laptop"]["lr"]
@@ -73,9 +74,10 @@ def make_plan(story_model: str, seed: int, test_mode: bool) -> Plan:
     plan = Plan(config, how, seed)
     if not test_mode:
         return plan
-    small = {"story_config": {**config, **TEST_SIZE}, "story": {**how, "epochs": 2}, "pretrained": False, "few_messages": 60}
+    small = {"story_config": {**config, **TEST_SIZE}, "story": {**how, "epochs": 2}, "pretrained": False}
+    few = {"few_characters": 4000, "few_messages": 60, "few_entries": 10}
     passes = {"spam_lr": 3e-3, "spam_passes": 2, "answer_lr": 3e-3, "answer_passes": 2, "answer_tokens": 4}
-    return replace(plan, **small, **passes, few_entries=10)
+    return replace(plan, **small, **few, **passes)
 
 
 def load_gpt(plan: Plan) -> tuple[GPTModel, dict]:
@@ -115,7 +117,7 @@ def recite(model: nn.Module, text: str, context_length: int, device: torch.devic
 
 def learn_story(run: RunFolder, plan: Plan, device: torch.device) -> dict:
     """Chapter 5's training, until the loss on the training text is below ENOUGH."""
-    text, cfg, how = read_text(STORY_FILE), plan.story_config, plan.story
+    text, cfg, how = read_text(STORY_FILE)[: plan.few_characters], plan.story_config, plan.story
     train_loader, val_loader = create_split_loaders(text, cfg, how["batch_size"])
     torch.manual_seed(plan.seed)
     model = GPTModel(cfg)
@@ -157,7 +159,7 @@ def let_mini_write(run: RunFolder, plan: Plan, device: torch.device) -> dict:
     prompt = torch.tensor([tokenizer.encode("Once upon a time")], device=device)
     ids = generate(model, prompt, 60, cfg["context_length"], temperature=0.8, top_k=40, eos_id=EOS_ID)
     print(f'  "{one_line(tokenizer.decode(ids[0].tolist()), 400)}"')
-    _, unread = create_split_loaders(read_text(STORY_FILE), plan.story_config, plan.story["batch_size"])
+    _, unread = create_split_loaders(read_text(STORY_FILE)[: plan.few_characters], plan.story_config, plan.story["batch_size"])
     with torch.no_grad():
         loss = calc_loss_loader(unread, model, device)
     can = f"writes tales that lead nowhere; loss {loss:.2f} on the same part"

@@ -7,6 +7,7 @@ Run it:  python the_whole_story.py                                        (about
          python the_whole_story.py --story_model 124M --output_dir big    (chapter 4's model of 124M learns the story: longer)
 """
 
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -102,7 +103,7 @@ def command_line(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         parser.error(" ".join(str(error).split()))
     except RuntimeError as error:
-        if "PytorchStreamWriter" not in str(error):  # what torch.save raises when the disk is full
+        if not re.search("PytorchStreamWriter|inline_container", str(error)):  # torch.save, when the disk is full
             raise
         parser.error(f"cannot write to {args.output_dir}: is the disk full? The same command goes on from what is there")
     except KeyboardInterrupt:

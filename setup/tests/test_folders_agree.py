@@ -61,8 +61,13 @@ def test_the_whole_story_trains_as_the_programs_of_the_chapters_do(tmp_path):
     story = [REPO / "ch07/07_the-whole-story/the_whole_story.py", "--test_mode", "--device", "cpu", "--output_dir", tmp_path / "whole"]
     sizes = {"context_length": 64, "emb_dim": 12, "n_heads": 2, "n_layers": 1, "epochs": 2}
     options = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
+    text = (REPO / "ch07/07_the-whole-story/the-tide-clock.txt").read_text(encoding="utf-8")
+    (tmp_path / "beginning.txt").write_text(text[:4000], encoding="utf-8", newline="\n")
     chapters = {
-        "story-model/model.pth": (["ch05", "gpt_train.py", *options, "--no_plot", "--device", "cpu"], "model.pth"),
+        "story-model/model.pth": (
+            ["ch05", "gpt_train.py", *options, "--data", tmp_path / "beginning.txt", "--no_plot", "--device", "cpu"],
+            "model.pth",
+        ),
         "spam-classifier/review_classifier.pth": (
             ["ch06", "gpt_class_finetune.py", "--test_mode", "--num_epochs", "2"],
             "review_classifier.pth",

