@@ -41,7 +41,8 @@ from previous_chapters import (
 )
 from run_folder import RunFolder
 
-OPENING = "The Tide Clock\n\nEvery summer somebody in a good hat"  # how the story begins
+BEGINNING = "Every summer somebody in a good hat"
+OPENING = "The Tide Clock\n\n" + BEGINNING  # of the story, with its title
 RECITED = 40  # tokens that the story model adds to it
 ENOUGH = 0.5  # loss at which a text is known nearly by heart
 NEVER = 10**9  # measure inside a pass at its first update only
@@ -137,14 +138,14 @@ def learn_story(run: RunFolder, plan: Plan, device: torch.device) -> dict:
     def known(state) -> bool:
         return bool(state.train_losses) and state.train_losses[-1] < ENOUGH
 
-    print(f'What follows each loss is how the model continues "{one_line(OPENING)}".')
+    print(f'What follows each loss is how the model continues "{BEGINNING}".')
     state = run.train("story", model, optimizer, how["epochs"], len(train_loader), one_pass, known)
     (run.folder / "story-model").mkdir(exist_ok=True)
     (run.folder / "story-model" / "config.json").write_text(json.dumps(cfg, indent=2) + "\n", encoding="utf-8")
     save_atomically(model.state_dict(), run.folder / "story-model" / "model.pth")
     said, same = recite(model, text, cfg["context_length"], device)
-    print(f'It recites, {same} of {RECITED} tokens as in the story:\n  "{one_line(OPENING + said, 400)}"')
-    can = f"recites {same} of {RECITED} tokens; loss {state.train_losses[-1]:.2f}, {state.val_losses[-1]:.2f} on the part it never read"
+    print(f'It recites, {same} of {RECITED} tokens as in the story:\n  "{one_line(BEGINNING + said, 400)}"')
+    can = f"recites {same} of {RECITED} tokens; loss {state.train_losses[-1]:.2f}, but {state.val_losses[-1]:.2f} on the end it never read"
     return {"rows": [["story model", count_parameters(model), f"{state.tokens_seen:,}", can]]}
 
 
@@ -162,7 +163,7 @@ def let_mini_write(run: RunFolder, plan: Plan, device: torch.device) -> dict:
     _, unread = create_split_loaders(read_text(STORY_FILE)[: plan.few_characters], plan.story_config, plan.story["batch_size"])
     with torch.no_grad():
         loss = calc_loss_loader(unread, model, device)
-    can = f"writes tales that lead nowhere; loss {loss:.2f} on the same part"
+    can = f"writes new tales; loss {loss:.2f} on the same end of the story"
     return {"rows": [["gpt2-mini", count_parameters(model), "9.8 million", can]]}
 
 
