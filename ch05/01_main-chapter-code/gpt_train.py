@@ -9,6 +9,7 @@ Run it:  python gpt_train.py --output_dir my-gpt        (one to two minutes on t
 import contextlib
 import hashlib
 import math
+import re
 import sys
 import time
 import warnings
@@ -285,7 +286,7 @@ def command_line(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         parser.error(" ".join(str(error).split()))
     except RuntimeError as error:
-        if "PytorchStreamWriter" not in str(error):  # what torch.save raises when the disk is full
+        if not re.search("PytorchStreamWriter|inline_container", str(error)):  # torch.save, when the disk is full
             raise
         parser.error(f"cannot write to {settings['output_dir']}; --resume goes on from the last checkpoint")
     except KeyboardInterrupt:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -56,3 +57,58 @@ def test_the_judge_of_chapter_7_runs_on_the_local_server(tmp_path):
     scores = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
     assert scores["answers"] == scores["answers, again"] and scores.pop("judge") == "smollm2:135m"
     assert all(len(series) == 2 for series in scores.values())
+
+
+# ---- ch07/07_the-whole-story does what the chapters do ----
+
+
+def test_the_stored_answers_of_gemma_are_those_of_chapter_7():
+    """Answers, terms, parameters and shares of questions.json, computed anew from gemma-log.json."""
+    folder = REPO / "ch07/01_main-chapter-code"
+    code = """
+import json
+from gemma_report import asked_questions, count, load_gemma_log, mark
+log, asked = load_gemma_log(), asked_questions()
+rows = mark(log["runs"][0]["after"], asked)
+answers = {(row["instruction"], row["input"]): row["answer"] for row in rows}
+print(json.dumps([log["runs"][0]["name"], log["terms"], count(rows, group="unseen"), [list(pair) for pair in answers.items()]]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    name, terms, unseen, answers = json.loads(done.stdout)
+    answers = {tuple(question): answer for question, answer in answers}
+    stored = json.loads((REPO / "ch07/07_the-whole-story/questions.json").read_text(encoding="utf-8"))
+    gemma = stored["gemma"]
+    assert name in gemma["model"] and terms == gemma["terms"] and unseen == [gemma["right_unseen"], gemma["of_unseen"]]
+    assert [answers[entry["instruction"], entry["input"]] for entry in stored["questions"]] == gemma["answers"]
+    assert f"{gemma['parameters']:,}" in (REPO / "ch05/12_gemma3/what-a-base-model-is.ipynb").read_text(encoding="utf-8")
+
+
+def test_the_whole_story_trains_as_the_programs_of_the_chapters_do(tmp_path):
+    """In their test modes, with equal settings, both end with the same weights."""
+    story = [REPO / "ch07/07_the-whole-story/the_whole_story.py", "--test_mode", "--device", "cpu", "--output_dir", tmp_path / "whole"]
+    sizes = {"context_length": 64, "emb_dim": 12, "n_heads": 2, "n_layers": 1, "epochs": 2}
+    options = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
+    text = (REPO / "ch07/07_the-whole-story/the-tide-clock.txt").read_text(encoding="utf-8")
+    (tmp_path / "beginning.txt").write_text(text[:4000], encoding="utf-8", newline="\n")
+    chapters = {
+        "story-model/model.pth": (
+            ["ch05", "gpt_train.py", *options, "--data", tmp_path / "beginning.txt", "--no_plot", "--device", "cpu"],
+            "model.pth",
+        ),
+        "spam-classifier/review_classifier.pth": (
+            ["ch06", "gpt_class_finetune.py", "--test_mode", "--num_epochs", "2"],
+            "review_classifier.pth",
+        ),
+        "instruction-model/gpt2-mini-sft-standalone.pth": (
+            ["ch07", "gpt_instruction_finetuning.py", "--test_mode"],
+            "small-test-model-sft-standalone.pth",
+        ),
+    }
+    subprocess.run([sys.executable, *story], check=True, capture_output=True)
+    for name, ((chapter, program, *more), saved) in chapters.items():
+        path = REPO / chapter / "01_main-chapter-code" / program
+        subprocess.run([sys.executable, path, *more, "--output_dir", tmp_path / chapter], check=True, capture_output=True)
+        ours, theirs = (torch.load(file, weights_only=True) for file in (tmp_path / "whole" / name, tmp_path / chapter / saved))
+        ours, theirs = (contents.get("model_state_dict", contents) for contents in (ours, theirs))
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours), name
