@@ -153,7 +153,6 @@ def show(fig, alt: str) -> None:
 # ---- from ch02/01_main-chapter-code/check_tools.py ----
 
 STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
-LEARNER_MODULES = ("__main__", "<run_path>", None)  # __name__ where a learner's code runs: a notebook, a file, neither
 CHECKS = {}  # exercise number -> (check function, name the answer has in a learner's file)
 
 
@@ -203,6 +202,11 @@ def explain(number: str, error: Exception) -> str:
     return f"not right yet\n  where:    {place}\n  expected: an answer of the stub's kind\n  got:      {what}\n  think:    {question}"
 
 
+def is_learners(namespace: dict) -> bool:
+    """Whether these globals are those of a notebook or of a learner's file: only what was imported has a __spec__."""
+    return namespace.get("__spec__") is None
+
+
 def learner_line(error: Exception) -> str:
     """Return ' (line N of FILE)' for the innermost line that a learner wrote, even if course code or PyTorch raised below it.
 
@@ -215,7 +219,7 @@ def learner_line(error: Exception) -> str:
         foreign = "site-packages" in filename or filename.startswith(("<frozen", STANDARD_LIBRARY))
         if not foreign and Path(filename).name not in (Path(__file__).name, "exercise_checks.py"):
             course = f" (line {trace.tb_lineno} of {'your cell' if 'ipykernel' in filename else Path(filename).name})"
-            if trace.tb_frame.f_globals.get("__name__") in LEARNER_MODULES:
+            if is_learners(trace.tb_frame.f_globals):
                 own = course
         trace = trace.tb_next
     return own or course
