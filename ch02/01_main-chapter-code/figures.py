@@ -53,6 +53,21 @@ def pipeline() -> plt.Figure:
     return fig
 
 
+def merges(rows: list[list[str]], new_tokens: list[str]) -> plt.Figure:
+    """Byte-pair encoding of one phrase: a row of boxes for the bytes and one after each merge; what a merge made is orange."""
+    width = 6.5 / (2.2 + sum(map(len, rows[0])))  # of one character; the labels on the left take two
+    fig, ax = blank(6.5, 0.55 * len(rows) + 0.45, "Each merge joins two boxes wherever they stand side by side")
+    for number, row in enumerate(rows):
+        y, x = 0.55 * (len(rows) - 1 - number) + 0.1, 2.1 * width
+        label = f"merge {number}" if number else "bytes"
+        ax.text(0.05, y + 0.17, label, va="center", fontsize=9, color=GRAY)
+        for token in row:
+            color = COLORS["orange"] if number and token == new_tokens[number - 1] else COLORS["blue"]
+            box(ax, x + 0.04, y, len(token) * width - 0.08, 0.34, token.replace(" ", "\u2423"), color)
+            x += len(token) * width
+    return fig
+
+
 def lookup_table(weight, token_id: int) -> plt.Figure:
     """An embedding layer as a table of numbers: the row of `token_id` is copied out."""
     rows, columns = weight.shape

