@@ -82,6 +82,49 @@ def norm_axes() -> plt.Figure:
     return fig
 
 
+def feed_forward() -> plt.Figure:
+    """The width of one token's vector on its way through the feed-forward network."""
+    fig, ax = canvas(6.6, 2.9)
+    bars = [("input", 0.5, "blue", "768"), ("expanded", 2.0, "green", "3,072"),
+            ("after GELU", 2.0, "green", "3,072"), ("output", 0.5, "blue", "768")]  # fmt: skip
+    steps = ["linear layer:\nexpand", "GELU, number\nby number", "linear layer:\ncontract"]
+    for i, (name, height, color, numbers) in enumerate(bars):
+        x = 0.6 + 1.8 * i
+        ax.add_patch(plt.Rectangle((x - 0.16, 1.6 - height / 2), 0.32, height, facecolor=SOFT[color], edgecolor="black", linewidth=0.8))
+        ax.text(x, 2.75, name, ha="center", va="center", fontsize=10)
+        ax.text(x, 0.27, f"{numbers}\nnumbers", ha="center", va="center", fontsize=9.5)
+        if i:
+            arrow(ax, (x - 1.6, 1.6), (x - 0.2, 1.6))
+            ax.text(x - 0.9, 1.98, steps[i - 1], ha="center", va="center", fontsize=9.5)
+    return fig
+
+
+def shortcuts() -> plt.Figure:
+    """The way of the gradient from the loss back to the first layer, without and with shortcuts."""
+    fig, ax = canvas(6.6, 3.7)
+    for y, title in [(3.0, "without shortcuts"), (1.0, "with shortcuts")]:
+        ax.text(0.1, y + 0.55, title, ha="left", va="center", fontsize=10.5)
+        box(ax, 6.15, y, 0.6, 0.4, "loss", "red")
+        for i in range(4):
+            x = 0.75 + 1.4 * i
+            box(ax, x, y, 0.8, 0.4, f"layer {i + 1}", "green")
+            if title == "with shortcuts":
+                plus(ax, x + 0.68, y)
+                ax.plot([x - 0.55, x - 0.55, x + 0.68, x + 0.68], [y, y + 0.33, y + 0.33, y + 0.11], color="black", linewidth=1)
+            ax.plot([x + 0.4, x + (0.57 if title == "with shortcuts" else 1.0)], [y, y], color="black", linewidth=1)
+            if title == "with shortcuts":
+                ax.plot([x + 0.79, x + 1.0], [y, y], color="black", linewidth=1)
+        ax.plot([0.05, 0.35], [y, y], color="black", linewidth=1)
+    for i in range(4):  # the gradient, thinner with each layer it passes
+        style = {"arrowstyle": "-|>", "color": COLORS["red"], "shrinkA": 0, "shrinkB": 0}
+        start = 6.1 - 1.4 * i
+        for y, width in [(2.55, 5 * 0.5**i), (0.55, 5)]:
+            ax.annotate("", xy=(start - 1.2, y), xytext=(start, y), arrowprops={**style, "linewidth": width})
+    ax.text(6.5, 2.2, "gradient", ha="right", va="center", fontsize=9.5, color=COLORS["red"])
+    ax.text(6.5, 0.2, "gradient", ha="right", va="center", fontsize=9.5, color=COLORS["red"])
+    return fig
+
+
 def transformer_block() -> plt.Figure:
     """The two halves of a pre-norm block beside those of a post-norm block."""
     fig, ax = canvas(6.6, 6.0)
@@ -127,6 +170,8 @@ def generation_loop() -> plt.Figure:
 FIGURES = {
     "gpt-overview": gpt_overview,
     "norm-axes": norm_axes,
+    "feed-forward": feed_forward,
+    "shortcuts": shortcuts,
     "transformer-block": transformer_block,
     "generation-loop": generation_loop,
 }

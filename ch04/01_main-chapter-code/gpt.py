@@ -24,13 +24,13 @@ from previous_chapters import (  # noqa: F401 (the loader is re-exported for lat
 )
 
 GPT_CONFIG_124M = {
-    "vocab_size": 50257,  # ids of GPT-2's tokenizer
+    "vocab_size": 50257,  # different tokens: rows of the embedding table, logits at each position
     "context_length": 1024,  # tokens the model can look at
-    "emb_dim": 768,  # width of every vector between the blocks
-    "n_heads": 12,
-    "n_layers": 12,
-    "drop_rate": 0.1,
-    "qkv_bias": False,
+    "emb_dim": 768,  # numbers that represent one token between the blocks
+    "n_heads": 12,  # attention heads in a block; they share the width, 64 numbers each
+    "n_layers": 12,  # transformer blocks
+    "drop_rate": 0.1,  # share of numbers that dropout sets to zero in training
+    "qkv_bias": False,  # biases in the query, key and value projections
 }
 
 MODEL_SIZES = {
@@ -55,29 +55,21 @@ class DummyGPTModel(nn.Module):
 
     def forward(self, in_idx: torch.Tensor) -> torch.Tensor:
         positions = torch.arange(in_idx.shape[1], device=in_idx.device)  # (num_tokens)
-        x = self.tok_emb(in_idx) + self.pos_emb(positions)  # (b, num_tokens, emb_dim)
-        x = self.trf_blocks(self.drop_emb(x))  # (b, num_tokens, emb_dim)
-        return self.out_head(self.final_norm(x))  # (b, num_tokens, vocab_size)
+        tokens = self.tok_emb(in_idx)  # (b, num_tokens, emb_dim)
+        places = self.pos_emb(positions)  # (num_tokens, emb_dim)
+        x = tokens + places  # (b, num_tokens, emb_dim)
+        x = self.drop_emb(x)  # (b, num_tokens, emb_dim)
+        x = self.trf_blocks(x)  # (b, num_tokens, emb_dim)
+        x = self.final_norm(x)  # (b, num_tokens, emb_dim)
+        return self.out_head(x)  # (b, num_tokens, vocab_size)
 
 
-class DummyTransformerBlock(nn.Module):
-    """Placeholder that returns its input. Section 4.1."""
-
-    def __init__(self, cfg: dict):
-        super().__init__()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x
+class DummyTransformerBlock(nn.Identity):
+    """Placeholder: takes a configuration and returns its input. Section 4.1."""
 
 
-class DummyLayerNorm(nn.Module):
-    """Placeholder that returns its input. Section 4.1."""
-
-    def __init__(self, normalized_shape: int, eps: float = 1e-5):
-        super().__init__()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x
+class DummyLayerNorm(nn.Identity):
+    """Placeholder: takes a width and returns its input. Section 4.1."""
 
 
 class LayerNorm(nn.Module):
@@ -92,14 +84,18 @@ class LayerNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         mean = x.mean(dim=-1, keepdim=True)  # (b, num_tokens, 1)
         var = x.var(dim=-1, keepdim=True, unbiased=False)  # (b, num_tokens, 1)
-        return self.scale * (x - mean) / torch.sqrt(var + self.eps) + self.shift
+        centered = x - mean  # (b, num_tokens, emb_dim)
+        std = torch.sqrt(var + self.eps)  # (b, num_tokens, 1)
+        return self.scale * centered / std + self.shift  # (b, num_tokens, emb_dim)
 
 
 class GELU(nn.Module):
     """GPT-2's activation, the tanh form of x times the normal distribution function: shape in = shape out. Section 4.3."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+        half = 0.5 * x
+        curve = torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))  # from -1 to 1
+        return half * (1 + curve)
 
 
 class FeedForward(nn.Module):
@@ -108,7 +104,11 @@ class FeedForward(nn.Module):
     def __init__(self, cfg: dict):
         super().__init__()
         emb_dim = cfg["emb_dim"]
-        self.layers = nn.Sequential(nn.Linear(emb_dim, 4 * emb_dim), GELU(), nn.Linear(4 * emb_dim, emb_dim))
+        self.layers = nn.Sequential(
+            nn.Linear(emb_dim, 4 * emb_dim),  # expand
+            GELU(),
+            nn.Linear(4 * emb_dim, emb_dim),  # contract
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.layers(x)  # (b, num_tokens, emb_dim)
@@ -120,13 +120,16 @@ class ExampleDeepNeuralNetwork(nn.Module):
     def __init__(self, layer_sizes: list[int], use_shortcut: bool):
         super().__init__()
         self.use_shortcut = use_shortcut
-        widths = zip(layer_sizes[:-1], layer_sizes[1:])
-        self.layers = nn.ModuleList([nn.Sequential(nn.Linear(d_in, d_out), GELU()) for d_in, d_out in widths])
+        self.layers = nn.ModuleList()
+        for d_in, d_out in zip(layer_sizes[:-1], layer_sizes[1:]):
+            self.layers.append(nn.Sequential(nn.Linear(d_in, d_out), GELU()))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
             out = layer(x)
-            x = x + out if self.use_shortcut and x.shape == out.shape else out
+            if self.use_shortcut and x.shape == out.shape:
+                out = x + out
+            x = out
         return x
 
 
@@ -136,13 +139,17 @@ def mean_abs_gradients(model: nn.Module, x: torch.Tensor) -> dict:
     loss = nn.functional.mse_loss(output, torch.zeros_like(output))
     model.zero_grad()
     loss.backward()
-    return {name: p.grad.abs().mean().item() for name, p in model.named_parameters() if name.endswith("weight")}
+    gradients = {}
+    for name, parameter in model.named_parameters():
+        if name.endswith("weight"):
+            gradients[name] = parameter.grad.abs().mean().item()
+    return gradients
 
 
 def print_gradients(model: nn.Module, x: torch.Tensor) -> None:
     """Print what `mean_abs_gradients` returns, one line a weight. Section 4.4."""
     for name, value in mean_abs_gradients(model, x).items():
-        print(f"{name}: mean absolute gradient {value:.6f}")
+        print(f"{name}: mean absolute gradient {value:.1e}")
 
 
 class TransformerBlock(nn.Module):
@@ -164,8 +171,15 @@ class TransformerBlock(nn.Module):
         self.drop_shortcut = nn.Dropout(cfg["drop_rate"])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.drop_shortcut(self.att(self.norm1(x)))  # (b, num_tokens, emb_dim)
-        x = x + self.drop_shortcut(self.ff(self.norm2(x)))  # (b, num_tokens, emb_dim)
+        branch = self.norm1(x)  # (b, num_tokens, emb_dim)   1. normalize
+        branch = self.att(branch)  # (b, num_tokens, emb_dim)   2. work
+        branch = self.drop_shortcut(branch)  # (b, num_tokens, emb_dim)   3. drop out
+        x = x + branch  # (b, num_tokens, emb_dim)   4. add
+
+        branch = self.norm2(x)  # (b, num_tokens, emb_dim)   1. normalize
+        branch = self.ff(branch)  # (b, num_tokens, emb_dim)   2. work
+        branch = self.drop_shortcut(branch)  # (b, num_tokens, emb_dim)   3. drop out
+        x = x + branch  # (b, num_tokens, emb_dim)   4. add
         return x
 
 
@@ -173,13 +187,12 @@ class GPTModel(nn.Module):
     """A GPT: token ids (b, num_tokens) -> logits (b, num_tokens, vocab_size).
 
     `cfg` needs the keys of GPT_CONFIG_124M; others are ignored. Raises ValueError for missing keys, for more tokens than
-    context_length, for ids that are not whole numbers or lie outside the vocabulary. Chapter 4, section 4.6.
+    context_length, for ids that are not whole numbers or lie outside the vocabulary. Chapter 4, sections 4.6 and 4.11.
     """
 
     def __init__(self, cfg: dict):
         super().__init__()
-        needed = ["vocab_size", "context_length", "emb_dim", "n_heads", "n_layers", "drop_rate", "qkv_bias"]
-        missing = [key for key in needed if key not in cfg]
+        missing = [key for key in GPT_CONFIG_124M if key not in cfg]
         if missing:
             raise ValueError(f"the configuration lacks: {', '.join(missing)}")
         self.tok_emb = nn.Embedding(cfg["vocab_size"], cfg["emb_dim"])
@@ -192,32 +205,39 @@ class GPTModel(nn.Module):
     def forward(self, in_idx: torch.Tensor) -> torch.Tensor:
         check_token_ids(in_idx, self.tok_emb.num_embeddings, self.pos_emb.num_embeddings)
         positions = torch.arange(in_idx.shape[1], device=in_idx.device)  # (num_tokens)
-        x = self.tok_emb(in_idx) + self.pos_emb(positions)  # (b, num_tokens, emb_dim)
-        x = self.trf_blocks(self.drop_emb(x))  # (b, num_tokens, emb_dim)
-        return self.out_head(self.final_norm(x))  # (b, num_tokens, vocab_size)
+        tokens = self.tok_emb(in_idx)  # (b, num_tokens, emb_dim)
+        places = self.pos_emb(positions)  # (num_tokens, emb_dim)
+        x = tokens + places  # (b, num_tokens, emb_dim)
+        x = self.drop_emb(x)  # (b, num_tokens, emb_dim)
+        x = self.trf_blocks(x)  # (b, num_tokens, emb_dim)
+        x = self.final_norm(x)  # (b, num_tokens, emb_dim)
+        return self.out_head(x)  # (b, num_tokens, vocab_size)
 
 
 def memory_in_mib(cfg: dict) -> float:
-    """Return the MiB (2**20 bytes) that the float32 parameters of GPTModel(cfg) take, without allocating them. Section 4.6."""
+    """Return the MiB (2**20 bytes) that the float32 parameters of GPTModel(cfg) take, without allocating them. Section 4.10."""
     with torch.device("meta"):  # tensors there have a shape but no data
         model = GPTModel(cfg)
     return sum(parameter.numel() for parameter in model.parameters()) * 4 / 2**20
 
 
 def check_token_ids(token_ids: torch.Tensor, vocab_size: int, context_length: int) -> None:
-    """Raise ValueError, naming the numbers, unless token_ids is a (b, num_tokens) batch that the model can take. Section 4.6."""
+    """Raise ValueError, naming the numbers, unless token_ids is a (b, num_tokens) batch that the model can take. Section 4.11.
+
+    Ids outside the vocabulary are looked for on the CPU only: a GPU would have to finish all waiting work to answer.
+    """
     if token_ids.dim() != 2 or token_ids.numel() == 0:
         raise ValueError(f"expected at least one token id per row, shape (b, num_tokens), got {tuple(token_ids.shape)}")
     if token_ids.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"token ids must be whole numbers, got {token_ids.dtype}")
     if token_ids.shape[1] > context_length:
         raise ValueError(f"{token_ids.shape[1]} tokens are more than the context_length {context_length}")
-    if token_ids.device.type != "meta" and not 0 <= int(token_ids.min()) <= int(token_ids.max()) < vocab_size:
+    if token_ids.device.type == "cpu" and not 0 <= int(token_ids.min()) <= int(token_ids.max()) < vocab_size:
         raise ValueError(f"token ids {int(token_ids.min())} to {int(token_ids.max())} leave the vocabulary 0 to {vocab_size - 1}")
 
 
 def tie_weights(model: nn.Module) -> nn.Module:
-    """Make the output head use the token embedding's own weight, one tensor for both, and return the model. Section 4.6."""
+    """Make the output head use the token embedding's own weight, one tensor for both, and return the model. Section 4.10."""
     model.out_head.weight = model.tok_emb.weight  # (vocab_size, emb_dim)
     return model
 
@@ -227,7 +247,7 @@ def generate_text_simple(model: nn.Module, idx: torch.Tensor, max_new_tokens: in
 
     Each step sees the last context_size tokens. Warns when the model is in train mode, because dropout would then make
     the result random. Raises ValueError for ids that are not a batch, max_new_tokens < 0, context_size < 1, and for
-    whatever ids the model refuses. Chapter 4, section 4.7.
+    whatever ids the model refuses. Chapter 4, sections 4.7 and 4.11.
     """
     if idx.dim() != 2:
         raise ValueError(f"expected token ids of shape (b, num_tokens), got {tuple(idx.shape)}")
@@ -236,10 +256,12 @@ def generate_text_simple(model: nn.Module, idx: torch.Tensor, max_new_tokens: in
     if model.training:
         warnings.warn("the model is in train mode: call model.eval() before generating", stacklevel=2)
     for _ in range(max_new_tokens):
+        recent = idx[:, -context_size:]  # (b, num_recent)
         with torch.no_grad():
-            logits = model(idx[:, -context_size:])  # (b, num_tokens, vocab_size)
-        next_id = logits[:, -1].argmax(dim=-1, keepdim=True)  # (b, 1)
-        idx = torch.cat([idx, next_id.to(idx.dtype)], dim=1)
+            logits = model(recent)  # (b, num_recent, vocab_size)
+        last = logits[:, -1]  # (b, vocab_size)
+        next_id = last.argmax(dim=-1, keepdim=True)  # (b, 1)
+        idx = torch.cat([idx, next_id.to(idx.dtype)], dim=1)  # (b, num_tokens)
     return idx
 
 
@@ -248,12 +270,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = OneLineParser("Let an untrained GPT of a chosen size continue a prompt (the result is noise).")
     parser.add_argument("--prompt", default="The harbor was", help="text to continue")
     parser.add_argument("--max_new_tokens", type=int_at_least(0), default=10, help="tokens to add")
-    parser.add_argument("--model_name", default="gpt2-small", help=", ".join(MODEL_SIZES))
+    parser.add_argument("--model_name", default="gpt2-small", choices=list(MODEL_SIZES), help="size of the model")
     parser.add_argument("--seed", type=int, default=123, help="random seed of the weights")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     args = parser.parse_args(argv)
-    if args.model_name not in MODEL_SIZES:
-        parser.error(f"unknown model {args.model_name!r} (known: {', '.join(MODEL_SIZES)})")
     cfg = {**GPT_CONFIG_124M, **MODEL_SIZES[args.model_name]}
     tokenizer = gpt2_tokenizer()
     prompt_ids = tokenizer.encode(args.prompt, allowed_special={"<|endoftext|>"})

@@ -355,6 +355,18 @@ def element(tensor: torch.Tensor, index: tuple) -> str:
     return str(value) if isinstance(value, bool) else f"{value:.6g}"
 
 
+def attempt(answer: Callable, *args, **kwargs) -> object | None:
+    """Return answer(*args, **kwargs) for a picture, or None and one line if it is not solved yet or stops with an error."""
+    name = getattr(answer, "__name__", "your answer")
+    try:
+        return answer(*args, **kwargs)
+    except NotImplementedError as error:
+        print(f"no picture yet: {str(error) or name} is not solved")
+    except Exception as error:
+        print(f"no picture: {name} stopped with {type(error).__name__}: {error}{learner_line(error)}")
+    return None
+
+
 def passed(number: str, note: str = "") -> None:
     """Say that the answer is right."""
     print(f"exercise {number}: passed" + (f" ({note})" if note else ""))

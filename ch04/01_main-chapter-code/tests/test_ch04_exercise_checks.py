@@ -109,7 +109,8 @@ def generate_until(model, idx, max_new_tokens, context_size, stop_id):
     for _ in range(max_new_tokens):
         if all(stop_id in row[prompt:] for row in rows):
             break
-        likeliest = model(torch.tensor([row[-context_size:] for row in rows])).argmax(dim=-1)[:, -1].tolist()
+        with torch.inference_mode():
+            likeliest = model(torch.tensor([row[-context_size:] for row in rows])).argmax(dim=-1)[:, -1].tolist()
         rows = [row + [stop_id if stop_id in row[prompt:] else new] for row, new in zip(rows, likeliest)]
     return torch.tensor(rows)
 """,
@@ -140,6 +141,17 @@ def gpt_forward(w, ids, n_heads):
         x = x + lin(p + "ff.layers.2", F.gelu(lin(p + "ff.layers.0", ln(p + "norm2", x)), approximate="tanh"))
     return F.linear(ln("final_norm", x), w["out_head.weight"])
 """,
+    "4.8": """
+def stream_gradients(weights, x, use_shortcut):
+    slopes, gradients = [], [torch.ones(len(x))]
+    for weight in weights:
+        bent = torch.tanh(weight @ x)
+        slopes.append(torch.diag(1 - bent**2) @ weight + use_shortcut * torch.eye(len(x)))
+        x = bent + use_shortcut * x
+    for slope in slopes[::-1]:
+        gradients.append(gradients[-1] @ slope)
+    return gradients[::-1]
+""",
 }
 
 MUTANTS = {  # one edit each of the worked solution: (what stands there, what replaces it)
@@ -151,6 +163,9 @@ MUTANTS = {  # one edit each of the worked solution: (what stands there, what re
         ("8 * emb_dim**2", "4 * emb_dim**2"),
         ("return attention, feed_forward", "return feed_forward, attention"),
         ("4 * emb_dim**2", "emb_dim**2 / 0.25"),
+        ("3 * emb_dim if qkv_bias", "3 * emb_dim if not qkv_bias"),
+        ("return attention, feed_forward", "return 2_360_064, 4_722_432"),
+        ("attention = 4", "attention = sum(p.numel() for p in FeedForward({'emb_dim': emb_dim}).parameters()) * 0 + 4"),
     ],
     "4.2": [
         ("if model_name not in MODEL_SIZES:", "if False:"),
@@ -159,6 +174,11 @@ MUTANTS = {  # one edit each of the worked solution: (what stands there, what re
         ("{**base_config, **MODEL_SIZES[model_name]}", "{**GPT_CONFIG_124M, **MODEL_SIZES[model_name]}"),
         ('model_name="gpt2-small"', 'model_name="gpt2-medium"'),
         ("raise ValueError(", "return str("),
+        (
+            "return {**base_config, **MODEL_SIZES[model_name]}",
+            "return {k: MODEL_SIZES[model_name].setdefault(k, v) for k, v in base_config.items()}",
+        ),
+        ("if model_name not in MODEL_SIZES:", 'if model_name == "gpt2-huge":'),
     ],
     "4.2b": [
         ("total if shared else total - ", "total - "),
@@ -168,6 +188,12 @@ MUTANTS = {  # one edit each of the worked solution: (what stands there, what re
         ("total if shared else total - model.out_head.weight.numel()", "total"),
         ("return total, tied, total * 4", "return total, tied, tied * 4"),
         ("for name in MODEL_SIZES:\n", "whole = calculate_size\ncalculate_size = lambda model: whole(model)[:2]\nfor name in []:\n"),
+        ("model.out_head.weight.numel()", "38_597_376"),
+        (
+            "model.out_head.weight is model.tok_emb.weight",
+            "not model.out_head.weight.is_meta and torch.equal(*2 * [model.out_head.weight])",
+        ),
+        ("shared = model.out_head.weight is model.tok_emb.weight", "model.out_head.weight = model.tok_emb.weight\n    shared = False"),
     ],
     "4.3": [
         ('cfg["drop_rate_attn"]', 'cfg["drop_rate_shortcut"]'),
@@ -176,6 +202,13 @@ MUTANTS = {  # one edit each of the worked solution: (what stands there, what re
         ("for block in self.trf_blocks:", "for block in self.trf_blocks[:1]:"),
         ('cfg["drop_rate_shortcut"]', 'cfg["drop_rate_emb"]'),
         ('self.drop_emb.p = cfg["drop_rate_emb"]', 'self.drop_emb.p = cfg["drop_rate_emb"] / 2'),
+        (
+            'super().__init__({**cfg, "drop_rate": cfg["drop_rate_shortcut"]})',
+            'cfg["drop_rate"] = cfg["drop_rate_shortcut"]\n        super().__init__(cfg)',
+        ),
+        ('block.att.dropout.p = cfg["drop_rate_attn"]', 'block.att.dropout.p = float(cfg["drop_rate_attn"] > 0)'),
+        ('self.drop_emb.p = cfg["drop_rate_emb"]', 'self.drop_emb.p = cfg["drop_rate_emb"] // 1'),
+        ('block.att.dropout.p = cfg["drop_rate_attn"]', 'block.att.dropout.forward = lambda x, p=cfg["drop_rate_attn"]: F.dropout(x, p)'),
     ],
     "4.4": [
         ("x.pow(2).mean(dim=-1, keepdim=True)", "x.var(dim=-1, keepdim=True, unbiased=False)"),
@@ -185,6 +218,11 @@ MUTANTS = {  # one edit each of the worked solution: (what stands there, what re
         ("self.scale * x", "x"),
         ("dim=-1", "dim=1"),
         ("nn.Parameter(torch.ones(emb_dim))", "torch.ones(emb_dim)"),
+        ("mean_square + self.eps", "mean_square + 1e-5"),
+        ("return self.scale * x / torch.sqrt(mean_square + self.eps)", "return self.scale * x.div_(torch.sqrt(mean_square + self.eps))"),
+        ("x.pow(2).mean(dim=-1, keepdim=True)", "sum(part.pow(2) for part in x.split(1, dim=-1)) / x.shape[-1]"),
+        ("self.scale * x / torch.sqrt(mean_square + self.eps)", "F.rms_norm(x, self.scale.shape, self.scale, self.eps)"),
+        ("self.scale * x", "self.scale.detach() * x"),
     ],
     "4.5": [
         ("if ended.all():", "if ended.any():"),
@@ -194,6 +232,9 @@ MUTANTS = {  # one edit each of the worked solution: (what stands there, what re
         ("idx[:, -context_size:]", "idx"),
         ("idx[:, -context_size:]", "idx[:, :context_size]"),
         ("torch.zeros(idx.shape[0], dtype=torch.bool, device=idx.device)", "(idx == stop_id).any(dim=1)"),
+        ("with torch.no_grad():", "if True:"),
+        ("model(idx[:, -context_size:])", "torch.cat([model(row[None, -context_size:]) for row in idx])"),
+        ("range(max_new_tokens)", "range(max(1, max_new_tokens))"),
     ],
     "4.6": [
         ("linear = 2 * (", "linear = 1 * ("),
@@ -203,6 +244,10 @@ MUTANTS = {  # one edit each of the worked solution: (what stands there, what re
         ("(linear + attention) + head", "(linear + attention)"),
         ("(linear + attention) + head", "(linear + attention + head)"),
         ("return b * num_tokens", "return num_tokens"),
+        ("return b * num_tokens", 'return b * cfg["context_length"]'),
+        ('cfg["n_layers"] * (linear', "3 * (linear"),
+        ("return b * num_tokens", "return 1.0 * b * num_tokens"),
+        ("return b", "GPTModel({**cfg, 'n_layers': 0})\n    return b"),
     ],
     "4.7": [
         ("unbiased=False", "unbiased=True"),
@@ -217,6 +262,23 @@ MUTANTS = {  # one edit each of the worked solution: (what stands there, what re
         ("diagonal=1", "diagonal=0"),
         ('weights.get(f"{name}.bias", 0.0)', "0.0"),
         (".transpose(1, 2).reshape(b", ".reshape(b"),
+        ('float("-inf")', "-100.0"),
+        ('scores.masked_fill(later, float("-inf")).softmax(dim=-1)', "F.normalize(scores.exp().masked_fill(later, 0.0), p=1, dim=-1)"),
+        ("var + 1e-5", "var + 1e-8"),
+        ('weights["tok_emb.weight"][token_ids]', 'weights.pop("tok_emb.weight")[token_ids]'),
+        ("hidden = 0.5 * hidden", "hidden = nn.Identity()(hidden)\n        hidden = 0.5 * hidden"),
+        ('while f"trf_blocks.{layer}.norm1.scale" in weights:', "while layer < 1:"),
+    ],
+    "4.8": [
+        ("weight.T @", "weight @"),
+        ("(1 - bent * bent)", "(1 - bent)"),
+        ("gradients[0] + through if use_shortcut else through", "through"),
+        ("gradients[0] + through if use_shortcut else through", "gradients[0] + through"),
+        ("[torch.ones_like(x)]", "[stream]"),
+        ("reversed(bends)", "bends"),
+        ("return gradients", "return gradients[0]"),
+        ("return gradients", "return gradients[::-1]"),
+        ("stream = stream + bent", "stream = stream.add_(bent)"),
     ],
 }
 
@@ -239,6 +301,31 @@ def test_mutant_is_rejected_with_a_question(number, edit):
     with pytest.raises(CheckFailed, match=r"\?") as failure:
         run_check(number, source.replace(old, new))
     assert "expected:" in str(failure.value) and "got:" in str(failure.value)
+
+
+def test_autograd_is_of_no_use_in_exercise_4_8():
+    source = """
+def stream_gradients(weights, x, use_shortcut):
+    stream = [x.requires_grad_()]
+    for weight in weights:
+        stream.append(torch.tanh(weight @ stream[-1]) + use_shortcut * stream[-1])
+    return list(torch.autograd.grad(stream[-1].sum(), stream))
+"""
+    with pytest.raises(CheckFailed, match="your code stopped"):
+        run_check("4.8", source)
+
+
+@pytest.mark.parametrize(
+    ("answer", "question"),
+    [
+        ("4 * emb_dim**2, 8 * emb_dim**2 + 5 * emb_dim", "output projection have a bias"),
+        ("4 * emb_dim**2 + emb_dim, 8 * emb_dim**2 + 5 * emb_dim", "qkv_bias=True add"),
+        ("4 * emb_dim**2 + emb_dim + 3 * emb_dim * qkv_bias, 8 * emb_dim**2", "both layers have a bias"),
+    ],
+)
+def test_a_known_slip_brings_its_own_question(answer, question):
+    with pytest.raises(CheckFailed, match=question):
+        run_check("4.1", f"def count_block(emb_dim, qkv_bias):\n    return {answer}")
 
 
 def test_every_exercise_has_mutants():
