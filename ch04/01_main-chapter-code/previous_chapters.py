@@ -360,10 +360,13 @@ def attempt(answer: Callable, *args, **kwargs) -> object | None:
     name = getattr(answer, "__name__", "your answer")
     try:
         return answer(*args, **kwargs)
-    except NotImplementedError as error:
-        print(f"no picture yet: {str(error) or name} is not solved")
     except Exception as error:
-        print(f"no picture: {name} stopped with {type(error).__name__}: {error}{learner_line(error)}")
+        if is_stub(error):
+            print(f"no picture yet: {str(error) or name} is not solved")
+        else:
+            print(f"no picture: {name} stopped with {type(error).__name__}: {str(error).partition(chr(10))[0]}{learner_line(error)}")
+        if "matplotlib.pyplot" in sys.modules:
+            sys.modules["matplotlib.pyplot"].close("all")  # or the notebook would show a half-drawn one
     return None
 
 
