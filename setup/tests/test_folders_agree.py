@@ -84,6 +84,7 @@ print(json.dumps([log["runs"][0]["name"], log["terms"], count(rows, group="unsee
     assert f"{gemma['parameters']:,}" in (REPO / "ch05/12_gemma3/what-a-base-model-is.ipynb").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_whole_story_trains_as_the_programs_of_the_chapters_do(tmp_path):
     """In their test modes, with equal settings, both end with the same weights."""
     story = [REPO / "ch07/07_the-whole-story/the_whole_story.py", "--test_mode", "--device", "cpu", "--output_dir", tmp_path / "whole"]

@@ -209,14 +209,14 @@ def test_the_three_questions_are_of_the_verifiable_test_one_with_words_of_the_tu
     assert [entry["group"] for entry in questions] == ["seen", "unseen", "unseen"] and len(gemma["answers"]) == 3
     assert all(entry in load_verifiable_test() and is_right(entry, entry["output"]) for entry in questions)
     tuning = " ".join(f"{entry['instruction']} {entry['input']}" for entry in load_data()[:935])
-    words = [re.findall(r"\w+", entry["output"])[1] for entry in questions]  # ice, moon, capital
-    assert "ice melts in the sun" in tuning and "moon shines" not in tuning and "Norway" not in tuning and words[0] == "ice"
+    assert [word in tuning for word in ("Our team wins every game", "moon shines", "Kenya")] == [True, False, False]
+    assert all(word in f"{questions}" for word in ("Our team wins every game", "moon shines", "Kenya"))
 
 
 def test_answers_are_shown_with_the_verdict_of_the_program(capsys):
     questions, _ = read_questions()
     outputs = [entry["output"] for entry in questions]
-    show_answers({"one": outputs, "other": ["", outputs[0], "The capital of Norway is Riga."]}, questions)
+    show_answers({"one": outputs, "other": ["", outputs[0], "The capital of Kenya is Riga."]}, questions)
     out = capsys.readouterr().out
     assert re.findall(r"^    (\w+) +(right|wrong)", out, flags=re.M) == [("one", "right"), ("other", "wrong")] * 3
 
