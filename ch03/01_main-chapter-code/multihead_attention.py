@@ -35,8 +35,9 @@ class SelfAttention_v1(nn.Module):
         keys = x @ self.W_key  # (num_tokens, d_out)
         values = x @ self.W_value  # (num_tokens, d_out)
         attn_scores = queries @ keys.T  # (num_tokens, num_tokens)
-        attn_weights = torch.softmax(attn_scores / keys.shape[-1] ** 0.5, dim=-1)  # rows sum to 1
-        return attn_weights @ values  # (num_tokens, d_out)
+        attn_weights = torch.softmax(attn_scores / keys.shape[-1] ** 0.5, dim=-1)  # (num_tokens, num_tokens)
+        context_vec = attn_weights @ values  # (num_tokens, d_out)
+        return context_vec
 
 
 class SelfAttention_v2(nn.Module):
@@ -56,8 +57,9 @@ class SelfAttention_v2(nn.Module):
         keys = self.W_key(x)  # (num_tokens, d_out)
         values = self.W_value(x)  # (num_tokens, d_out)
         attn_scores = queries @ keys.T  # (num_tokens, num_tokens)
-        attn_weights = torch.softmax(attn_scores / keys.shape[-1] ** 0.5, dim=-1)  # rows sum to 1
-        return attn_weights @ values  # (num_tokens, d_out)
+        attn_weights = torch.softmax(attn_scores / keys.shape[-1] ** 0.5, dim=-1)  # (num_tokens, num_tokens)
+        context_vec = attn_weights @ values  # (num_tokens, d_out)
+        return context_vec
 
 
 class CausalAttention(nn.Module):
@@ -85,9 +87,12 @@ class CausalAttention(nn.Module):
         values = self.W_value(x)  # (b, num_tokens, d_out)
 
         attn_scores = queries @ keys.transpose(1, 2)  # (b, num_tokens, num_tokens)
-        attn_scores = attn_scores.masked_fill(self.mask[:num_tokens, :num_tokens], float("-inf"))
-        attn_weights = torch.softmax(attn_scores / self.d_out**0.5, dim=-1)  # rows sum to 1
-        return self.dropout(attn_weights) @ values  # (b, num_tokens, d_out)
+        blocked = self.mask[:num_tokens, :num_tokens]  # (num_tokens, num_tokens)
+        attn_scores = attn_scores.masked_fill(blocked, float("-inf"))  # (b, num_tokens, num_tokens)
+        attn_weights = torch.softmax(attn_scores / self.d_out**0.5, dim=-1)  # (b, num_tokens, num_tokens)
+        attn_weights = self.dropout(attn_weights)  # (b, num_tokens, num_tokens)
+        context_vec = attn_weights @ values  # (b, num_tokens, d_out)
+        return context_vec
 
 
 class MultiHeadAttentionWrapper(nn.Module):
@@ -101,7 +106,8 @@ class MultiHeadAttentionWrapper(nn.Module):
         self.heads = nn.ModuleList([CausalAttention(d_in, d_out, context_length, dropout, qkv_bias) for _ in range(num_heads)])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([head(x) for head in self.heads], dim=-1)
+        context_vecs = [head(x) for head in self.heads]  # a list with one tensor for each head
+        return torch.cat(context_vecs, dim=-1)  # (b, num_tokens, width) width: num_heads * d_out
 
 
 class MultiHeadAttention(nn.Module):
@@ -129,17 +135,29 @@ class MultiHeadAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         check_attention_input(x, self.W_query.in_features, self.mask.shape[0])
         b, num_tokens, _ = x.shape
-        by_head = (b, num_tokens, self.num_heads, self.head_dim)
-        queries = self.W_query(x).view(by_head).transpose(1, 2)  # (b, num_heads, num_tokens, head_dim)
-        keys = self.W_key(x).view(by_head).transpose(1, 2)  # (b, num_heads, num_tokens, head_dim)
-        values = self.W_value(x).view(by_head).transpose(1, 2)  # (b, num_heads, num_tokens, head_dim)
+        queries = self.W_query(x)  # (b, num_tokens, d_out)
+        keys = self.W_key(x)  # (b, num_tokens, d_out)
+        values = self.W_value(x)  # (b, num_tokens, d_out)
 
+        # Split: cut the columns into heads, then move the heads to the front.
+        queries = queries.view(b, num_tokens, self.num_heads, self.head_dim)  # (b, num_tokens, num_heads, head_dim)
+        keys = keys.view(b, num_tokens, self.num_heads, self.head_dim)  # (b, num_tokens, num_heads, head_dim)
+        values = values.view(b, num_tokens, self.num_heads, self.head_dim)  # (b, num_tokens, num_heads, head_dim)
+        queries = queries.transpose(1, 2)  # (b, num_heads, num_tokens, head_dim)
+        keys = keys.transpose(1, 2)  # (b, num_heads, num_tokens, head_dim)
+        values = values.transpose(1, 2)  # (b, num_heads, num_tokens, head_dim)
+
+        # Scores, weights, context vectors: all heads at once.
         attn_scores = queries @ keys.transpose(2, 3)  # (b, num_heads, num_tokens, num_tokens)
-        attn_scores = attn_scores.masked_fill(self.mask[:num_tokens, :num_tokens], float("-inf"))
-        attn_weights = torch.softmax(attn_scores / self.head_dim**0.5, dim=-1)  # rows sum to 1
+        blocked = self.mask[:num_tokens, :num_tokens]  # (num_tokens, num_tokens)
+        attn_scores = attn_scores.masked_fill(blocked, float("-inf"))  # (b, num_heads, num_tokens, num_tokens)
+        attn_weights = torch.softmax(attn_scores / self.head_dim**0.5, dim=-1)  # (b, num_heads, num_tokens, num_tokens)
+        attn_weights = self.dropout(attn_weights)  # (b, num_heads, num_tokens, num_tokens)
+        context_vec = attn_weights @ values  # (b, num_heads, num_tokens, head_dim)
 
-        context_vec = self.dropout(attn_weights) @ values  # (b, num_heads, num_tokens, head_dim)
-        context_vec = context_vec.transpose(1, 2).reshape(b, num_tokens, self.d_out)  # (b, num_tokens, d_out)
+        # Merge: the way back, then let the output projection mix the heads.
+        context_vec = context_vec.transpose(1, 2)  # (b, num_tokens, num_heads, head_dim)
+        context_vec = context_vec.reshape(b, num_tokens, self.d_out)  # (b, num_tokens, d_out)
         return self.out_proj(context_vec)  # (b, num_tokens, d_out)
 
 
@@ -152,7 +170,7 @@ def check_attention_input(x: torch.Tensor, d_in: int, context_length: int) -> No
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return the number of trainable elements of a model. Chapter 3, section 3.7.3."""
+    """Return the number of trainable elements of a model. Chapter 3, section 3.8.8."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
@@ -161,7 +179,9 @@ def difference_from_sdpa(attention: MultiHeadAttention, x: torch.Tensor) -> floa
     """Return the largest difference between `attention(x)` and PyTorch's fused attention. Section 3.7.1."""
     b, num_tokens, _ = x.shape
     by_head = (b, num_tokens, attention.num_heads, attention.head_dim)
-    queries, keys, values = (W(x).view(by_head).transpose(1, 2) for W in (attention.W_query, attention.W_key, attention.W_value))
+    queries = attention.W_query(x).view(by_head).transpose(1, 2)  # (b, num_heads, num_tokens, head_dim)
+    keys = attention.W_key(x).view(by_head).transpose(1, 2)  # (b, num_heads, num_tokens, head_dim)
+    values = attention.W_value(x).view(by_head).transpose(1, 2)  # (b, num_heads, num_tokens, head_dim)
     fused = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)  # (b, num_heads, num_tokens, head_dim)
     fused = attention.out_proj(fused.transpose(1, 2).reshape(b, num_tokens, attention.d_out))  # (b, num_tokens, d_out)
     return (attention(x) - fused).abs().max().item()

@@ -1,6 +1,7 @@
 """Facts that chapter 3's texts and diagrams state, and the diagrams themselves."""
 
 import ast
+import math
 import re
 from pathlib import Path
 
@@ -33,12 +34,36 @@ def test_diagram_of_one_query_shows_the_notebooks_numbers(sentence):
     assert {f"{number:.2f}" for number in [*scores.tolist(), *weights.tolist()]} <= drawn
 
 
-def test_prose_numbers_about_she_and_nell_hold(sentence):
-    text = "\n".join(cell.source for cell in cells("ch03.ipynb") if cell.cell_type == "markdown")
+@pytest.fixture(scope="module")
+def prose() -> str:
+    return "\n".join(cell.source for cell in cells("ch03.ipynb") if cell.cell_type == "markdown")
+
+
+def test_prose_numbers_about_she_and_nell_hold(sentence, prose):
     scores = sentence @ sentence[3]
-    water = (torch.softmax(scores, dim=0) @ sentence)[2]
-    assert f'"Nell" wins with {scores[0]:.2f}, even before "she" itself with {scores[3]:.2f}' in text
-    assert f"it went from {sentence[3, 2]:.2f} to {water:.2f}" in text
+    weights = torch.softmax(scores, dim=0)
+    parts = weights[:, None] * sentence  # (5, 4)
+    after = parts.sum(dim=0)
+    assert f'"Nell" wins with {scores[0]:.2f}, even before "she" itself with {scores[3]:.2f}' in prose
+    assert f"it went from {sentence[3, 2]:.2f} to {after[2]:.2f}" in prose
+    assert f'only {parts[0, 2]:.2f} came from "Nell" but {parts[4, 2]:.2f} from "rowed"' in prose
+    assert f"*person* fell from {sentence[3, 0]:.2f} to {after[0]:.2f}" in prose
+    assert f"The weights run from {weights.min():.2f} to {weights.max():.2f}" in prose
+
+
+def test_prose_numbers_about_the_first_trainable_weights_hold(sentence, prose):
+    torch.manual_seed(123)
+    attention = multihead_attention.SelfAttention_v1(4, 3)
+    scores = ((sentence[3] @ attention.W_query) @ (sentence @ attention.W_key).T) / 3**0.5  # (5)
+    low, high = scores.min().item(), scores.max().item()
+    assert f"between {low:.2f} and {high:.2f}, and $e^{{{high:.2f}-{low:.2f}}}$ is {math.exp(high - low):.1f}" in prose
+
+
+def test_core_is_at_most_sixty_percent_of_the_words(prose):
+    """The core: all sections whose heading does not say optional; 3.8 is optional with all its parts."""
+    parts = re.split(r"(?m)^(?=#{2,3} )", prose)
+    words = [(len(re.findall(r"\w+", part)), "optional" in part.partition("\n")[0]) for part in parts]
+    assert sum(n for n, optional in words if not optional) <= 0.6 * sum(n for n, _ in words)
 
 
 def labels(svg: Path) -> list[str]:
