@@ -265,17 +265,29 @@ class MultiHeadAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         check_attention_input(x, self.W_query.in_features, self.mask.shape[0])
         b, num_tokens, _ = x.shape
-        by_head = (b, num_tokens, self.num_heads, self.head_dim)
-        queries = self.W_query(x).view(by_head).transpose(1, 2)  # (b, num_heads, num_tokens, head_dim)
-        keys = self.W_key(x).view(by_head).transpose(1, 2)  # (b, num_heads, num_tokens, head_dim)
-        values = self.W_value(x).view(by_head).transpose(1, 2)  # (b, num_heads, num_tokens, head_dim)
+        queries = self.W_query(x)  # (b, num_tokens, d_out)
+        keys = self.W_key(x)  # (b, num_tokens, d_out)
+        values = self.W_value(x)  # (b, num_tokens, d_out)
 
+        # Split: cut the columns into heads, then move the heads to the front.
+        queries = queries.view(b, num_tokens, self.num_heads, self.head_dim)  # (b, num_tokens, num_heads, head_dim)
+        keys = keys.view(b, num_tokens, self.num_heads, self.head_dim)  # (b, num_tokens, num_heads, head_dim)
+        values = values.view(b, num_tokens, self.num_heads, self.head_dim)  # (b, num_tokens, num_heads, head_dim)
+        queries = queries.transpose(1, 2)  # (b, num_heads, num_tokens, head_dim)
+        keys = keys.transpose(1, 2)  # (b, num_heads, num_tokens, head_dim)
+        values = values.transpose(1, 2)  # (b, num_heads, num_tokens, head_dim)
+
+        # Scores, weights, context vectors: all heads at once.
         attn_scores = queries @ keys.transpose(2, 3)  # (b, num_heads, num_tokens, num_tokens)
-        attn_scores = attn_scores.masked_fill(self.mask[:num_tokens, :num_tokens], float("-inf"))
-        attn_weights = torch.softmax(attn_scores / self.head_dim**0.5, dim=-1)  # rows sum to 1
+        blocked = self.mask[:num_tokens, :num_tokens]  # (num_tokens, num_tokens)
+        attn_scores = attn_scores.masked_fill(blocked, float("-inf"))  # (b, num_heads, num_tokens, num_tokens)
+        attn_weights = torch.softmax(attn_scores / self.head_dim**0.5, dim=-1)  # (b, num_heads, num_tokens, num_tokens)
+        attn_weights = self.dropout(attn_weights)  # (b, num_heads, num_tokens, num_tokens)
+        context_vec = attn_weights @ values  # (b, num_heads, num_tokens, head_dim)
 
-        context_vec = self.dropout(attn_weights) @ values  # (b, num_heads, num_tokens, head_dim)
-        context_vec = context_vec.transpose(1, 2).reshape(b, num_tokens, self.d_out)  # (b, num_tokens, d_out)
+        # Merge: the way back, then let the output projection mix the heads.
+        context_vec = context_vec.transpose(1, 2)  # (b, num_tokens, num_heads, head_dim)
+        context_vec = context_vec.reshape(b, num_tokens, self.d_out)  # (b, num_tokens, d_out)
         return self.out_proj(context_vec)  # (b, num_tokens, d_out)
 
 
