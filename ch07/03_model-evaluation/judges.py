@@ -1,4 +1,4 @@
-"""Four judges of an answer: a model that is asked for a score, two whose probability of "Yes" is the score, and no model at all.
+"""Four judges of an answer: a model that is asked for a score, one that reads, one that compares meanings, and no model at all.
 
 Each judge is a function (entries, key) -> one integer from 0 to 100 an entry, or None where it gave none; key names the field with
 the answer. An empty answer gets 0 from all of them. llm-instruction-eval-ollama.ipynb shows the first, section 6 the others.
@@ -10,6 +10,7 @@ from difflib import SequenceMatcher
 
 import torch
 from instructions import OPTIONS, judge_prompt, parse_score, question_of
+from minilm import minilm_folder
 from previous_chapters import KVCache
 from tqdm import tqdm
 
@@ -80,6 +81,33 @@ def words_in_common(entries: list[dict], key: str) -> list[int]:
     return [round(100 * SequenceMatcher(None, *pair, autojunk=False).ratio()) if pair[1] else 0 for pair in words]
 
 
+class MeaningJudge:
+    """Score = 100 times the cosine similarity of answer and reference as all-MiniLM-L6-v2, a small BERT, represents them. Section 6.
+
+    It was trained so that sentences of like meaning get like vectors. It does not see the task. FileNotFoundError with the command
+    that installs it.
+    """
+
+    def __init__(self):
+        from transformers import AutoModel, AutoTokenizer  # here, so that the other judges do without the package
+
+        folder = minilm_folder()
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+
+    @torch.inference_mode()
+    def embed(self, text: str) -> torch.Tensor:
+        """Return the mean of the vectors of a text's tokens, of length 1: (emb_dim,)."""
+        tokens = self.tokenizer(text, return_tensors="pt", truncation=True, max_length=256)
+        hidden = self.model(**tokens).last_hidden_state  # (1, num_tokens, emb_dim)
+        return torch.nn.functional.normalize(hidden[0].mean(dim=0), dim=0)  # (emb_dim,)
+
+    def __call__(self, entries: list[dict], key: str) -> list[int]:
+        """Return one score an entry; vectors that point away from each other get 0, as an empty answer does."""
+        pairs = [(entry["output"], entry[key]) for entry in tqdm(entries, desc=key, unit="answers", mininterval=1, disable=None)]
+        return [max(0, round(100 * float(self.embed(a) @ self.embed(b)))) if b.strip() else 0 for a, b in pairs]
+
+
 # ---- loading ----
 
 
@@ -104,14 +132,6 @@ def smollm2_asked(entries: list[dict], key: str) -> list[int | None]:
         client = Client(server.start())
         bar = tqdm(entries, desc=key, unit="answers", mininterval=1, disable=None)
         return [asked_score(client, entry, entry[key], "smollm2:135m") for entry in bar]
-
-
-def smollm2_reads() -> ReadingJudge:
-    """SmolLM2-135M-Instruct as a judge that only reads. FileNotFoundError with the command that installs it. Section 6."""
-    from llama import load_smollm2
-
-    model, tokenizer = load_smollm2()
-    return ReadingJudge(model, tokenizer.encode)
 
 
 def gemma3_reads() -> ReadingJudge:
