@@ -169,15 +169,19 @@ def table(rows: list[tuple]) -> list[str]:
 
 def judges_note(log: dict, entries: list[dict]) -> dict:
     """Return what stands in scores/judges.json: who wrote each file, when, with which prompt and options."""
-    asked = {"prompt": judge_prompt(entries[0], "ANSWER"), "options": {**OPTIONS, "num_predict": MOST_TOKENS}}
-    reads = {"prompt": shots_text() + example(question_of(entries[0]), entries[0]["output"], "ANSWER"), "options": "no text is written"}
+    task, output = question_of(entries[0]), entries[0]["output"]
+    shown = {
+        "smollm2-asked": {"prompt": judge_prompt(entries[0], "ANSWER"), "options": {**OPTIONS, "num_predict": MOST_TOKENS}},
+        "gemma3-reads": {"prompt": shots_text() + example(task, output, "ANSWER"), "options": "it writes nothing"},
+        "minilm": {"prompt": "none: it reads output and answer, not the task", "options": "mean of the token vectors, cosine similarity"},
+    }
     judges = []
     for start, name in SCORE_FILES.items():
         how, _, package, model = JUDGES[name]
         files = {f"{start}-model-{number}-response.json": series for number, series in MODELS.items()}
         version = f"{package} {metadata.version(package)}"
-        judges.append({"judge": name, "model": model, "version": version, "date": log["dates"][name], "how": how, "files": files})
-        judges[-1] |= asked if name.endswith("asked") else reads
+        about = {"judge": name, "model": model, "version": version, "date": log["dates"][name], "how": how}
+        judges.append({**about, **shown[name], "files": files})
     return {"note": NAMES, "judges": judges}
 
 

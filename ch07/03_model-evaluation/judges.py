@@ -23,7 +23,7 @@ SHOTS = (
     ('What is the plural of "goose"?', "geese", "gooses", "No"),
     ('What is the opposite of "ugly"?', "beautiful", "It is pretty.", "Yes"),
 )
-MOST_TOKENS = 60  # of a reply to a request for one number
+MOST_TOKENS = 20  # of a reply to a request for one number
 RULE = "Decide whether an answer to a task is right. The reference is a right answer."
 
 
@@ -89,8 +89,9 @@ class MeaningJudge:
     """
 
     def __init__(self):
-        from transformers import AutoModel, AutoTokenizer  # here, so that the other judges do without the package
+        from transformers import AutoModel, AutoTokenizer, logging  # here, so that the other judges do without the package
 
+        logging.disable_progress_bar()  # of loading, which takes a second
         folder = minilm_folder()
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.model = AutoModel.from_pretrained(folder, local_files_only=True).eval()

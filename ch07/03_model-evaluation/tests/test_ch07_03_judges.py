@@ -106,5 +106,5 @@ def test_the_served_judge_gets_the_chapters_prompt_and_no_empty_answers():
     client = FakeClient("85")
     assert asked_score(client, ENTRY, " \n", "m") == 0 and client.requests == []
     asked_score(client, ENTRY, "red", "m")
-    options = {"seed": 123, "temperature": 0, "num_ctx": 2048, "num_predict": 60}
+    options = {"seed": 123, "temperature": 0, "num_ctx": 2048, "num_predict": 20}
     assert client.requests == [{"model": "m", "messages": [{"role": "user", "content": judge_prompt(ENTRY, "red")}], "options": options}]
