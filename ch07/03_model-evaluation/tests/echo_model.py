@@ -67,7 +67,7 @@ def ask(url, path, body=None, method="POST", timeout=20):
         connection.close()
     lines = [line.removeprefix("data: ") for line in text.splitlines() if line]
     parsed = [line if line == "[DONE]" else json.loads(line) for line in lines]
-    return response.status, parsed if response.getheader("Content-Type") != "application/json" else parsed[0]
+    return response.status, parsed[0] if parsed and response.getheader("Content-Type") == "application/json" else parsed
 
 
 def chat(content, model="echo", **more):

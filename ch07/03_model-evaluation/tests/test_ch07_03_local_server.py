@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,11 +12,11 @@ import threading
 import time
 from pathlib import Path
 
-import httpx
 import local_server
 import ollama
 import openai
 import pytest
+import serving_models
 from echo_model import ECHO_CONTEXT, Echo, ask, chat
 from local_server import create_server
 
@@ -42,7 +43,7 @@ def ollama_client(server):
 
 @pytest.fixture(scope="module")
 def openai_client(server):
-    client = httpx.Client(trust_env=False)
+    client = openai.DefaultHttpxClient(trust_env=False)
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", http_client=client, max_retries=0)
 
 
@@ -231,7 +232,7 @@ def test_an_unknown_path_or_method_is_one_line(server):
     assert ask(server.url, "/api/tags", b"")[0] == 404 and ask(server.url, "/api/chat", method="GET")[0] == 404
     status, answer = ask(server.url, "/api/chat", method="DELETE")
     assert status == 501 and len(answer["error"].splitlines()) == 1
-    assert httpx.head(f"{server.url}/", trust_env=False).status_code == 200
+    assert ask(server.url, "/", method="HEAD") == (200, []) and ask(server.url, "/nothing", method="HEAD")[0] == 404
 
 
 @pytest.mark.parametrize(
@@ -282,7 +283,9 @@ def test_a_waiting_caller_who_leaves_frees_the_place(server, echo):
         with opened(server, chat("second")), opened(server, chat("third")):
             wait_for(lambda: len(server.line.waiting) == 2)
         wait_for(lambda: not server.line.waiting)
-        first.close()
+        with opened(server, chat("fourth")) as fourth:
+            first.close()
+            assert b"<[user]fourth>" in read_all(fourth)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -361,7 +364,9 @@ def program(*options):
     return [sys.executable, str(FOLDER / "local_server.py"), *map(str, options)]
 
 
-@pytest.mark.parametrize("option, value", [("--port", 70000), ("--port", "x"), ("--queue_size", -1), ("--max_request_bytes", 0), ("--x", 1)])
+@pytest.mark.parametrize(
+    "option, value", [("--port", 70000), ("--port", "x"), ("--queue_size", -1), ("--max_request_bytes", 0), ("--x", 1)]
+)
 def test_a_wrong_option_is_one_line(option, value, capsys):
     with pytest.raises(SystemExit) as stop:
         local_server.main([option, str(value)])
@@ -391,6 +396,33 @@ def test_the_program_serves_and_ends_when_asked(number):
             out, err = process.communicate(timeout=30)
     assert status == 200 and answer["eval_count"] <= 2
     assert (process.returncode, out, err) == (0, "stopped\n", "")
+
+
+def test_the_commands_of_the_readme_start_it(monkeypatch, capsys, server):
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^python local_server\.py(.*)$", text, flags=re.M)
+    loaded = []
+    monkeypatch.setattr(serving_models, "load_models", lambda *options: loaded.append(options) or {"echo": Echo()})
+    monkeypatch.setattr(local_server.LocalServer, "serve_forever", lambda server: signal.raise_signal(signal.SIGTERM))
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for options in commands:
+        options = options.split() if "--port" in options else [*options.split(), "--port", "0"]
+        assert local_server.main(options) == 0
+        assert re.fullmatch(r"echo at (http://127\.0\.0\.1:\d+) .*\1/v1.*\nstopped\n", capsys.readouterr().out)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert loaded == [(None, False), (None, True), (Path("my-gemma/gemma-3-270m-sft.pth"), False)]
+
+
+def test_the_examples_of_the_readme_are_answered(server, monkeypatch, capsys):
+    text = (FOLDER / "README.md").read_text(encoding="utf-8").replace("http://127.0.0.1:11434", server.url)
+    (path, body) = re.search(r"^curl http://[\d.:]+(/\S+) -d '(.*)'$", text, flags=re.M).groups()
+    monkeypatch.setitem(server.served, "smollm2:135m", server.served["echo"])
+    status, lines = ask(server.url, path, json.loads(body))
+    assert status == 200 and lines[-1]["done"] and not lines[0]["done"]
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    exec(re.search(r"```python\n(from openai.*?)```", text, flags=re.S)[1], {})
+    assert capsys.readouterr().out == "<[user]Name a color.>\n"
 
 
 @contextlib.contextmanager

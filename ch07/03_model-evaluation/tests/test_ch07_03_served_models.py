@@ -68,7 +68,9 @@ def test_equal_seeds_give_equal_text_whoever_came_between(server):
 
 
 def test_text_that_no_tokenizer_takes_is_one_line(server):
-    status, answer = ask(server.url, "/api/chat", b'{"model": "%s", "messages": [{"role": "user", "content": "\\ud800"}]}' % b"smollm2:135m")
+    status, answer = ask(
+        server.url, "/api/chat", b'{"model": "%s", "messages": [{"role": "user", "content": "\\ud800"}]}' % b"smollm2:135m"
+    )
     assert status == 400 and "surrogate" in answer["error"]
 
 
