@@ -56,3 +56,23 @@ def test_the_judge_of_chapter_7_runs_on_the_local_server(tmp_path):
     scores = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
     assert scores["answers"] == scores["answers, again"] and scores.pop("judge") == "smollm2:135m"
     assert all(len(series) == 2 for series in scores.values())
+
+
+def test_the_answers_to_judge_are_those_that_chapter_7_stored():
+    program = REPO / "ch07/03_model-evaluation/make_eval_data.py"
+    done = subprocess.run([sys.executable, program, "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_judged_question_was_trained_on():
+    main, evaluation = REPO / "ch07/01_main-chapter-code", REPO / "ch07/03_model-evaluation"
+    data, judged = (
+        json.loads(path.read_text(encoding="utf-8")) for path in (main / "instruction-data.json", evaluation / "eval-example-data.json")
+    )
+    asked, trained = ({(entry["instruction"], entry["input"]) for entry in entries} for entries in (judged, data[:935]))
+    assert len(asked) == 100 and len(trained) == 935 and asked.isdisjoint(trained)
+
+
+def test_chapter_7_shows_the_log_of_judges_that_its_evaluation_folder_measured():
+    chapter, measured = (REPO / "ch07" / folder / "judge-log.json" for folder in ("01_main-chapter-code", "03_model-evaluation"))
+    assert chapter.read_bytes() == measured.read_bytes()
