@@ -171,7 +171,11 @@ def judges_note(log: dict, entries: list[dict]) -> dict:
     """Return what stands in scores/judges.json: who wrote each file, when, with which prompt and options."""
     task, output = question_of(entries[0]), entries[0]["output"]
     shown = {
-        "smollm2-asked": {"prompt": judge_prompt(entries[0], "ANSWER"), "options": {**OPTIONS, "num_predict": MOST_TOKENS}},
+        "smollm2-asked": {
+            "prompt": judge_prompt(entries[0], "ANSWER"),
+            "options": {**OPTIONS, "num_predict": MOST_TOKENS},
+            "server": "local_server.py --plain (float32)",
+        },
         "gemma3-reads": {"prompt": shots_text() + example(task, output, "ANSWER"), "options": "it writes nothing"},
         "minilm": {"prompt": "none: it reads output and answer, not the task", "options": "mean of the token vectors, cosine similarity"},
     }

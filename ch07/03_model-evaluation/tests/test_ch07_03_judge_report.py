@@ -4,6 +4,7 @@ Run it:  pytest ch07/03_model-evaluation/tests/test_ch07_03_judge_report.py
 """
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import judge_report
 import pytest
 from instructions import OPTIONS
 from judge_report import JUDGES, MODELS, SCORE_FILES, SERIES, TUNED, load_entries, main, means_table, read_log, run, worth, worth_table
-from judges import MOST_TOKENS, smollm2_asked, words_in_common
+from judges import MOST_TOKENS, MeaningJudge, gemma3_reads, smollm2_asked, words_in_common
 
 FOLDER = Path(judge_report.__file__).parent
 CARD = (FOLDER / "README.md").read_text(encoding="utf-8")
@@ -125,6 +126,24 @@ def test_the_server_still_gives_the_stored_scores(log, entries):
     few = [entries[n] for n in (0, 41)]
     for series in ("references", "hostile"):
         assert smollm2_asked(few, SERIES[series]) == [log["scores"]["smollm2-asked"][series][n] for n in (0, 41)]
+
+
+def test_likeness_of_meaning_is_as_stored_whatever_the_processor(log, entries):
+    judge, numbers = MeaningJudge(), (0, 10, 41)
+    for series in ("references", "untuned Gemma", "hostile"):
+        now = judge([entries[n] for n in numbers], SERIES[series])
+        assert now == pytest.approx([log["scores"]["minilm"][series][n] for n in numbers], abs=1)
+    assert judge([{"output": "south", "answer": " "}], "answer") == [0]
+
+
+def test_gemmas_reading_is_as_stored_whatever_the_processor(log, entries):
+    try:
+        judge, numbers = gemma3_reads(), (0, 10)
+    except FileNotFoundError as error:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"the real model is needed: {error}")
+    for series in ("references", "hostile"):
+        now = judge([entries[n] for n in numbers], SERIES[series])
+        assert now == pytest.approx([log["scores"]["gemma3-reads"][series][n] for n in numbers], abs=1)
 
 
 def test_score_files_are_the_logs_and_their_judges_are_named(log):
