@@ -113,3 +113,23 @@ def test_the_whole_story_trains_as_the_programs_of_the_chapters_do(tmp_path):
         ours, theirs = (torch.load(file, weights_only=True) for file in (tmp_path / "whole" / name, tmp_path / chapter / saved))
         ours, theirs = (contents.get("model_state_dict", contents) for contents in (ours, theirs))
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours), name
+
+
+def test_the_answers_to_judge_are_those_that_chapter_7_stored():
+    program = REPO / "ch07/03_model-evaluation/make_eval_data.py"
+    done = subprocess.run([sys.executable, program, "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_judged_question_was_trained_on():
+    main, evaluation = REPO / "ch07/01_main-chapter-code", REPO / "ch07/03_model-evaluation"
+    data, judged = (
+        json.loads(path.read_text(encoding="utf-8")) for path in (main / "instruction-data.json", evaluation / "eval-example-data.json")
+    )
+    asked, trained = ({(entry["instruction"], entry["input"]) for entry in entries} for entries in (judged, data[:935]))
+    assert len(asked) == 100 and len(trained) == 935 and asked.isdisjoint(trained)
+
+
+def test_chapter_7_shows_the_log_of_judges_that_its_evaluation_folder_measured():
+    chapter, measured = (REPO / "ch07" / folder / "judge-log.json" for folder in ("01_main-chapter-code", "03_model-evaluation"))
+    assert chapter.read_bytes() == measured.read_bytes()
