@@ -22,9 +22,9 @@ NAMES = [f"{model}-sft{ending}.pth" for model in ("gpt2-mini", "gpt2-medium355M"
 PLACES = [folder / name for name in NAMES for folder in (CHAPTER / "instruction-model", CHAPTER, HERE)]
 LONGEST_ANSWER = 256  # tokens
 EXAMPLES = [
-    "Rewrite the sentence in the past tense. Input: I open the window.",
-    "Rewrite the sentence in the past tense. Input: I wax my surfboard.",
-    "Which word is the opposite of cold?",
+    "Rewrite the sentence in the past tense. Input: The train stops at every village.",  # in the training data
+    "Rewrite the sentence in the past tense. Input: The pilot feels the cold.",  # with words that are not
+    "Write this sentence in the passive voice: The plumber fixed the leaking pipe.",
 ]
 DESCRIPTION = """\
 Write an instruction. A text that it is about goes behind `Input:`, as in the first two examples. Each message is a request

@@ -1,20 +1,17 @@
 """Talk to the page in a browser, as a reader does.
 
-python tests/chat_browser.py ../01_main-chapter-code/instruction-model/gpt2-mini-sft-standalone.pth  # takes screenshot.png again
+python -m tests.chat_browser ../01_main-chapter-code/instruction-model/gpt2-mini-sft-standalone.pth  # takes screenshot.png again
 """
 
 import sys
 from pathlib import Path
 
+from app import EXAMPLES
 from page_tests import open_browser, open_page, running_app
 from playwright.sync_api import Page, expect, sync_playwright
 
 FOLDER = Path(__file__).resolve().parent.parent
 USER, BOT = "[data-testid=user]", "[data-testid=bot]"  # one for each message in the conversation
-QUESTIONS = (
-    "Rewrite the sentence in the past tense. Input: I open the window.",
-    "Rewrite the sentence in the past tense. Input: I wax my surfboard.",
-)
 
 
 def send(page: Page, text: str) -> None:
@@ -36,8 +33,8 @@ def ask(page: Page, text: str) -> str:
 
 def main(weights: str) -> None:
     with sync_playwright() as playwright, running_app(FOLDER, "--weights", weights) as address:
-        page, _ = open_page(open_browser(playwright), address, height=820)
-        for question in QUESTIONS:
+        page, _ = open_page(open_browser(playwright), address, height=680)
+        for question in EXAMPLES[:2]:
             print(question, "->", ask(page, question))
         page.screenshot(path=FOLDER / "screenshot.png")
 
