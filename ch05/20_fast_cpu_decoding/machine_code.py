@@ -35,7 +35,8 @@ def compiled_folder() -> Path | None:
 
     numba itself would not notice that a function called by a kept one was edited; with the name, an edit means a new folder.
     """
-    paths = (Path(__file__).with_name(name) for name in ("machine_code.py", "kernels.py", "decode_steps.py"))
+    others = ("fast_storage.py", "kernels.py", "decode_steps.py")  # where these definitions are borrowed, all are in one file
+    paths = [Path(__file__), *(Path(__file__).with_name(name) for name in others)]
     sources = b"".join(path.read_bytes() for path in paths if path.is_file())
     places = (os.environ.get("LLM_COURSE_CACHE"), os.environ.get("XDG_CACHE_HOME"), Path.home() / ".cache", tempfile.gettempdir())
     for place in filter(None, places):
@@ -49,11 +50,16 @@ def compiled_folder() -> Path | None:
     return None
 
 
+def quick_options(folder: Path | None) -> dict:
+    """How functions are compiled; machine code is kept in the folder, if there is one.
+
+    fastmath: sums in any order, or nothing would run in parallel lanes.
+    """
+    numba.config.THREADING_LAYER = "workqueue"  # numba's OpenMP pool is PyTorch's too, and would change its number of threads
+    if folder is not None:
+        numba.config.CACHE_DIR = str(folder)
+    return {"fastmath": True, "nogil": True, "cache": folder is not None}
+
+
 COMPILED = compiled_folder()
-if COMPILED is not None:
-    numba.config.CACHE_DIR = str(COMPILED)
-QUICK = {
-    "fastmath": True,
-    "nogil": True,
-    "cache": COMPILED is not None,
-}  # fastmath: sums in any order, or nothing would run in parallel lanes
+QUICK = quick_options(COMPILED)
