@@ -24,13 +24,11 @@ from tqdm import tqdm
 # How a user's turn begins in the chat template of a model, everything before it included: where the model goes on from here, it
 # writes what a user would. Ollama itself adds the token that begins a text.
 OPENINGS = {
-    "smollm2": (
-        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user\n"
-    ),
+    "smollm2": "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user\n",
     "llama3": "<|start_header_id|>user<|end_header_id|>\n\n",
 }
 INVENT = {"temperature": 0.8, "top_p": 0.9, "num_ctx": 2048, "num_predict": 48}  # a new request each time
-ANSWER = {"temperature": 0.0, "num_ctx": 2048, "num_predict": 120}  # the likeliest answer
+ANSWER = {"temperature": 0.0, "num_ctx": 2048, "num_predict": 256}  # the likeliest answer
 SEEDS_PER_PAIR = 100  # pair number n takes the seeds from seed + 100 n on, one for each attempt
 
 
@@ -89,6 +87,8 @@ def fault_of_output(instruction: str, output: str | None) -> str:
     """Name why an answer is not kept, or return "". Section 3."""
     if output is None or not plain(output):
         return "no answer"
+    if output[-1] not in ".?!)]\"'”’`":
+        return "answer cut off"  # a model that is tuned on it learns to stop in the middle of a sentence
     return "parroted" if plain(output) == plain(instruction) else ""
 
 

@@ -7,6 +7,7 @@ Run it:  python app.py                                  (the model that gpt_inst
 """
 
 import functools
+import html
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,10 +88,11 @@ def build_app(weights: str | Path | None = None, max_new_tokens: int = LONGEST_A
     """Return the page; nothing is loaded before the first message."""
 
     def chat(message: str, history: list) -> Iterator[str]:
-        yield from respond(message, history, weights, max_new_tokens, device)
+        for answer in respond(message, history, weights, max_new_tokens, device):
+            yield html.escape(answer, quote=False)  # shown as it is: its stars, tags and dollar signs are text
 
-    plain = {"render_markdown": False, "height": 360}  # an answer is shown as it is, with its stars, tags and dollar signs
-    chatbot = gr.Chatbot(label="Conversation", **plain, **known_by(gr.Chatbot.__init__, type="messages", buttons=["copy"]))
+    options = known_by(gr.Chatbot.__init__, type="messages", buttons=[])
+    chatbot = gr.Chatbot(label="Conversation", render_markdown=False, height=360, **options)
     return gr.ChatInterface(
         chat,
         chatbot=chatbot,

@@ -250,8 +250,8 @@ def log(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def visit(weights, log, tmp_path_factory):
-    """(page, addresses that the page was refused), in a browser; the app runs in a copy of the course's layout, from another folder."""
+def browser_and_address(weights, log, tmp_path_factory):
+    """A browser, and where the app runs: in a copy of the course's layout, started from another folder."""
     chapter = tmp_path_factory.mktemp("course") / "ch07"
     shutil.copytree(FOLDER, chapter / FOLDER.name, ignore=shutil.ignore_patterns("__pycache__", "*.pth"))
     (chapter / "01_main-chapter-code").mkdir()
@@ -264,16 +264,30 @@ def visit(weights, log, tmp_path_factory):
                 raise
             pytest.skip(f"no browser to drive: install Chromium or Chrome ({str(error).splitlines()[0]})")
         with running_app(chapter / FOLDER.name, "--device", "cpu", log=log) as address:
-            yield open_page(browser, address, height=820)
+            yield browser, address
+
+
+@pytest.fixture
+def visit(browser_and_address):
+    """(a new page, addresses that it was refused)."""
+    page, refused = open_page(*browser_and_address, height=820)
+    yield page, refused
+    page.close()
 
 
 @pytest.mark.slow
-def test_an_example_is_asked_when_it_is_clicked(visit):
-    page, _ = visit  # the examples stand where the conversation will be, so this comes first
+def test_an_example_is_asked_when_it_is_clicked(visit, weights):
+    page, _ = visit
     page.get_by_text(app.EXAMPLES[0]).click()
     expect(page.locator(USER)).to_have_text(app.EXAMPLES[0])
-    expect(page.locator(BOT)).to_contain_text(re.compile(r"\w"), timeout=20_000)
-    expect(page.locator("textarea")).to_be_enabled(timeout=20_000)
+    expect(page.locator(BOT)).to_have_text(last(app.EXAMPLES[0], weights=weights), timeout=20_000)
+
+
+@pytest.mark.slow
+def test_a_conversation_grows_and_its_messages_stay_single(visit):
+    page, _ = visit
+    assert [ask(page, MESSAGES[number]) for number in (0, 1, 0)] == [TASKS[number]["output"] for number in (0, 1, 0)]
+    assert page.locator(USER).all_inner_texts() == [MESSAGES[number] for number in (0, 1, 0)]
 
 
 @pytest.mark.slow
@@ -285,7 +299,7 @@ def test_the_page_shows_the_answer_as_it_was_written(visit, task, message):
 @pytest.mark.slow
 def test_a_message_is_shown_as_it_was_typed(visit):
     page, _ = visit
-    text = "Repeat <i>this</i> & *that* $x$."
+    text = "Repeat this & *that* $x$ # 1."
     send(page, text)
     expect(page.locator(USER).last).to_have_text(text)
     expect(page.locator("textarea")).to_be_enabled(timeout=20_000)
