@@ -89,6 +89,10 @@ def fault_of_output(instruction: str, output: str | None) -> str:
         return "no answer"
     if output[-1] not in ".?!)]\"'”’`":
         return "answer cut off"  # a model that is tuned on it learns to stop in the middle of a sentence
+    words = [word for word in plain(output).split() if not word.isdigit()]
+    runs = Counter(zip(words, words[1:], words[2:], words[3:]))  # of four words
+    if max(runs.values(), default=0) >= 4:
+        return "loop"
     return "parroted" if plain(output) == plain(instruction) else ""
 
 

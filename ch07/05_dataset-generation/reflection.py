@@ -19,6 +19,7 @@ from pathlib import Path
 from instruction_generation import save_pairs
 from instructions import load_data
 from local_server import create_server
+from openai import OpenAI, OpenAIError
 from previous_chapters import OneLineParser, int_at_least
 from second_outputs import collect_answers, connect
 
@@ -26,7 +27,7 @@ SYSTEM = "You edit data on which a language model will be trained to follow inst
 SAMPLE_INSTRUCTION, SAMPLE_ANSWER = "write the improved instruction here", "write its answer here"
 SAMPLE_BETTER = "write the improved answer here"
 SAMPLES = (SAMPLE_INSTRUCTION, SAMPLE_ANSWER, SAMPLE_BETTER)  # what a prompt shows in place of an answer, and some models repeat
-MARKER = re.compile(r"\*{0,2}\[(New Instruction|New Input|New Answer|Better Answer|End)\]\*{0,2}:?\*{0,2}", re.IGNORECASE)
+MARKER = re.compile(r"\*{0,2}\[{1,2}(New Instruction|New Input|New Answer|Better Answer|End)\]{1,2}\*{0,2}:?\*{0,2}", re.IGNORECASE)
 
 
 # ---- asking ----
@@ -204,8 +205,6 @@ def client_of(service: str):
     if service != "course":
         yield connect(service)
         return
-    from openai import OpenAI
-
     with create_server(port=0) as server:
         yield OpenAI(base_url=f"{server.start()}/v1", api_key="none", timeout=600, max_retries=0)
 
@@ -227,7 +226,7 @@ def main(argv: list[str] | None = None) -> int:
         with client_of(args.service) as client:
             reflected = pass_over(entries, client, args.model, args.log_file, args.max_tokens)
         save_pairs(reflected, args.output)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, OpenAIError) as error:
         parser.error(" ".join(str(error).split()))
     except KeyboardInterrupt:
         parser.exit(130, "stopped; the same command asks for what is missing\n")
