@@ -7,7 +7,6 @@ Run it:  python app.py                                          (the classifier 
 """
 
 import functools
-import inspect
 import sys
 import threading
 from pathlib import Path
@@ -15,7 +14,8 @@ from pathlib import Path
 import gradio as gr
 import torch.nn as nn
 from classifier import load_classifier, spam_probability
-from previous_chapters import OneLineParser, gpt2_tokenizer, int_at_least, pick_device
+from local_page import known_by, local_theme, port_number, serve
+from previous_chapters import OneLineParser, gpt2_tokenizer, pick_device
 
 HERE = Path(__file__).resolve().parent
 PLACES = (HERE.parent / "01_main-chapter-code" / "spam-classifier" / "review_classifier.pth", HERE / "review_classifier.pth")
@@ -64,16 +64,6 @@ def note_on_length(text: str, checkpoint: str | Path | None = None, device: str 
     return f"The message has {num_tokens:,} tokens. Only the first {model.max_length:,} were read: the model was trained on no more."
 
 
-def known_by(method, **options) -> dict:
-    """Return those options that the method takes: gradio 5's constructor takes the theme, gradio 6's launch, with some more."""
-    return {name: value for name, value in options.items() if name in inspect.signature(method).parameters}
-
-
-def local_theme() -> gr.themes.Default:
-    """Return gradio's colors with fonts of this computer; its own default may fetch one from the network."""
-    return gr.themes.Default(font=["Arial", "Helvetica", "sans-serif"], font_mono=["Courier New", "monospace"])
-
-
 def build_app(checkpoint: str | Path | None = None, device: str = "auto") -> gr.Interface:
     """Return the form; nothing is loaded before the first message."""
 
@@ -101,22 +91,13 @@ def build_app(checkpoint: str | Path | None = None, device: str = "auto") -> gr.
     return app
 
 
-def serve(app: gr.Interface, port: int | None = None) -> str:
-    """Start the server on this computer, for this computer only, and return its address. OSError for a port in use."""
-    options = {"share": False, "ssr_mode": False, "quiet": True, "prevent_thread_lock": True}
-    options |= known_by(gr.Interface.launch, theme=local_theme(), run_history=False, footer_links=[])
-    return app.launch(server_name="127.0.0.1", server_port=port, **options)[1]
-
-
 def main(argv: list[str] | None = None) -> int:
     """Serve the page on this computer until Ctrl-C; exit code 2 and one line without a classifier or with a port in use."""
     parser = OneLineParser("Classify messages as spam or not in the browser, on this computer.")
     parser.add_argument("--checkpoint", help="review_classifier.pth to use (default: that of ../01_main-chapter-code)")
-    parser.add_argument("--port", type=int_at_least(1), default=7860, help="port of the page, up to 65535")
+    parser.add_argument("--port", type=port_number, default=7860, help="port of the page, up to 65535")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="where the model works")
     args = parser.parse_args(argv)
-    if args.port > 65535:
-        parser.error(f"argument --port: {args.port} is too large (allowed: 1 to 65535)")
     try:
         get_model_and_tokenizer(args.checkpoint, args.device)  # a wrong file is better known now than at the first message
         app = build_app(args.checkpoint, args.device)

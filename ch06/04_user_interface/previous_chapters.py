@@ -130,21 +130,6 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def int_at_least(minimum: int):
-    """Return an argparse type for whole numbers >= minimum."""
-
-    def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-        if value < minimum:
-            raise argparse.ArgumentTypeError(f"{value} is too small (allowed: {minimum} and up)")
-        return value
-
-    return convert
-
-
 # ---- from ch03/01_main-chapter-code/multihead_attention.py ----
 
 

@@ -21,15 +21,15 @@ from instruction_batches import encode_prompt
 from llama import Conversation, generate_text_basic_stream, load_smollm2, whole_characters
 from previous_chapters import GPTModel, OneLineParser, generate, gpt2_tokenizer, int_at_least, pick_device
 
-FOLDER = Path(__file__).resolve().parent
-MINI_FILES = (FOLDER / "instruction-model" / "gpt2-mini-sft-standalone.pth", FOLDER / "gpt2-mini-sft.pth")  # of program and notebook
+HERE = Path(__file__).resolve().parent
+MINI_FILES = (HERE / "instruction-model" / "gpt2-mini-sft-standalone.pth", HERE / "gpt2-mini-sft.pth")  # of program and notebook
 END_ID = 50256
 
 
 def to_entry(line: str, last_instruction: str = "") -> dict[str, str]:
     """Return {instruction, input} of a typed line: what stands before and behind the first `Input:` in it.
 
-    Without an instruction before it, the last one counts again. Raises ValueError if there is none at all.
+    Without an instruction before it, the last one counts again. Raises ValueError if there is none at all. Chapter 7, instruction_chat.py.
     """
     mark = re.search(r"(?:^|\s)Input:", line)
     instruction, text = (line[: mark.start()], line[mark.end() :]) if mark else (line, "")
@@ -39,8 +39,11 @@ def to_entry(line: str, last_instruction: str = "") -> dict[str, str]:
     return {"instruction": instruction, "input": text.strip()}
 
 
-def stream_gpt(model: GPTModel, tokenizer, entry: dict, max_new_tokens: int) -> Iterator[str]:
-    """Yield the greedy answer of a GPT to an entry in pieces of text; ValueError if the prompt fills the context."""
+def stream_gpt(model: GPTModel, tokenizer, entry: dict, max_new_tokens: int, cut_mark: str = "") -> Iterator[str]:
+    """Yield the greedy answer of a GPT to an entry in pieces of text, and then cut_mark if the answer did not end by itself.
+
+    Raises ValueError if the prompt fills the context. Chapter 7, instruction_chat.py.
+    """
     device, context_size = model.pos_emb.weight.device, model.pos_emb.num_embeddings
     prompt = encode_prompt(entry, tokenizer)
     if len(prompt) >= context_size:
@@ -56,6 +59,9 @@ def stream_gpt(model: GPTModel, tokenizer, entry: dict, max_new_tokens: int) -> 
         if not text.endswith("\ufffd"):  # a character cut in two waits for its other half
             yield text[len(shown) :]
             shown = text
+    else:
+        if cut_mark:
+            yield cut_mark
 
 
 def stream_gemma(model, tokenizer, entry: dict, max_new_tokens: int) -> Iterator[str]:

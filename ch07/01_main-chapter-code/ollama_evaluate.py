@@ -49,11 +49,19 @@ def default_url() -> str:
 
 
 def query_model(prompt: str, model: str = "llama3", url: str = CHAT_URL, timeout: float = 300) -> str:
-    """Return what the model of an Ollama server answers, joined from the pieces that it streams. Section 7.8.
+    """Return what the model of an Ollama server answers to one message. Section 7.8.
+
+    Raises what `ask_server` raises.
+    """
+    return ask_server(url, {"model": model, "messages": [{"role": "user", "content": prompt}], "options": OPTIONS}, timeout)
+
+
+def ask_server(url: str, request_body: dict, timeout: float = 300) -> str:
+    """Return the text that an Ollama server sends for a request, joined from the pieces that it streams. Section 7.8.
 
     Raises OSError or ValueError with one line that says what to do: no server, no such model, too slow, not Ollama's protocol.
     """
-    request_body = {"model": model, "messages": [{"role": "user", "content": prompt}], "options": OPTIONS}
+    model = request_body.get("model")
     try:
         request = urllib.request.Request(url, json.dumps(request_body).encode("utf-8"), {"Content-Type": "application/json"})
         on_this_machine = request.host is not None and request.host.rpartition(":")[0] in LOOPBACK
@@ -84,7 +92,10 @@ def joined_pieces(lines, url: str) -> str:
                 if "error" in piece:
                     raise OSError(f"{url} stopped: {piece['error']}")
                 done = piece.get("done", False)
-                text += piece["message"]["content"] if "message" in piece or not done else ""
+                if "response" in piece:  # /api/generate
+                    text += piece["response"]
+                elif "message" in piece or not done:  # /api/chat, whose last line may lack it
+                    text += piece["message"]["content"]
             except (ValueError, KeyError, TypeError, AttributeError):
                 raise ValueError(f"{url} does not speak Ollama's protocol; it sent {line[:80]!r}") from None
     if not done:

@@ -34,15 +34,15 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def free_port() -> int:
-    """Return a port that nobody uses now."""
+    """Return a port that nobody uses now. Folder ch06/04."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return server.getsockname()[1]
 
 
 @contextlib.contextmanager
-def running_app(*options: str, folder: Path = FOLDER, log: Path | None = None) -> Iterator[str]:
-    """Run `python app.py OPTIONS --port ...` until the `with` ends; gives the address that it prints."""
+def running_app(folder: Path, *options: str, log: Path | None = None) -> Iterator[str]:
+    """Run `python app.py OPTIONS --port ...` of a folder until the `with` ends; gives the address that it prints. Folder ch06/04."""
     command = [sys.executable, "-c", WATCHED, str(folder / "app.py"), *options, "--port", str(free_port())]
     environment = {**os.environ, "PYTHONUTF8": "1", "GRADIO_ANALYTICS_ENABLED": "True"}  # the app itself must switch it off
     with open(log, "w", encoding="utf-8") if log else contextlib.nullcontext() as errors:
@@ -57,15 +57,15 @@ def running_app(*options: str, folder: Path = FOLDER, log: Path | None = None) -
 
 
 def open_browser(playwright: Playwright) -> Browser:
-    """Start Chromium if it is installed, else Chrome. playwright's Error if there is neither."""
+    """Start Chromium if it is installed, else Chrome. playwright's Error if there is neither. Folder ch06/04."""
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     where = {"executable_path": path} if path else {"channel": "chrome"}
     return playwright.chromium.launch(**where, args=["--no-sandbox", "--disable-background-networking"])
 
 
-def open_page(browser: Browser, address: str) -> tuple[Page, list[str]]:
-    """Open the address; requests to anything else are refused and noted in the list that comes with the page."""
-    page, refused = browser.new_page(viewport={"width": 960, "height": 420}), []
+def open_page(browser: Browser, address: str, height: int = 420) -> tuple[Page, list[str]]:
+    """Open the address; requests to anything else are refused and noted in the list that comes with the page. Folder ch06/04."""
+    page, refused = browser.new_page(viewport={"width": 960, "height": height}), []
 
     def decide(route):
         if route.request.url.startswith(address):
@@ -90,7 +90,7 @@ def ask(page: Page, text: str) -> tuple[dict, str]:
 
 
 def main(checkpoint: str) -> None:
-    with sync_playwright() as playwright, running_app("--checkpoint", checkpoint) as address:
+    with sync_playwright() as playwright, running_app(FOLDER, "--checkpoint", checkpoint) as address:
         page, _ = open_page(open_browser(playwright), address)
         ask(page, "You have won a free prize! Call 09061701 to claim it.")
         page.screenshot(path=FOLDER / "screenshot.png")

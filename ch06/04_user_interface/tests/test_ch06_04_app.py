@@ -64,7 +64,7 @@ def visit(checkpoint, log, tmp_path_factory):
             if os.environ.get("CI") == "true":
                 raise
             pytest.skip(f"no browser to drive: install Chromium or Chrome ({str(error).splitlines()[0]})")
-        with running_app("--device", "cpu", folder=chapter / FOLDER.name, log=log) as address:
+        with running_app(chapter / FOLDER.name, "--device", "cpu", log=log) as address:
             yield open_page(browser, address)
 
 
@@ -125,7 +125,7 @@ def test_a_request_to_another_computer_would_be_seen(tmp_path):
         "print('http://127.0.0.1', flush=True)\ntime.sleep(60)\n",
         encoding="utf-8",
     )
-    with running_app(folder=tmp_path, log=log):
+    with running_app(tmp_path, log=log):
         assert "OUTSIDE 192.0.2.1" in log.read_text(encoding="utf-8")
 
 
