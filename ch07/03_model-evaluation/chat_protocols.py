@@ -69,7 +69,7 @@ def read(fields: dict, name: str, kind: str, default=None):
 
 
 def refuse_unknown(fields: dict, names: tuple[str, ...]) -> None:
-    """ValueError if a field asks for something that this server cannot do: better no answer than one to another question."""
+    """ValueError if a field asks for something that this server cannot do: better none than a wrong answer. Folder 03 of chapter 7."""
     for name in names:
         if fields.get(name):
             raise ValueError(f"this server cannot do what {name} asks for")

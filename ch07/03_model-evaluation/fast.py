@@ -50,7 +50,8 @@ def compiled_folder() -> Path | None:
 
     numba itself would not notice that a function called by a kept one was edited; with the name, an edit means a new folder.
     """
-    others = ("fast_storage.py", "kernels.py", "decode_steps.py")  # where these definitions are borrowed, all are in one file
+    # where these definitions are borrowed, all are in one file
+    others = ("fast_storage.py", "kernels.py", "decode_steps.py", "compiled_linears.py")
     paths = [Path(__file__), *(Path(__file__).with_name(name) for name in others)]
     sources = b"".join(path.read_bytes() for path in paths if path.is_file())
     places = (os.environ.get("LLM_COURSE_CACHE"), os.environ.get("XDG_CACHE_HOME"), Path.home() / ".cache", tempfile.gettempdir())
@@ -65,19 +66,19 @@ def compiled_folder() -> Path | None:
     return None
 
 
-def quick_options(folder: Path | None) -> dict:
-    """How functions are compiled; machine code is kept in the folder, if there is one.
-
-    fastmath: sums in any order, or nothing would run in parallel lanes.
-    """
+def numba_ready(folder: Path | None) -> bool:
+    """Tell numba how threads are made and where machine code is kept; returns whether it can be kept."""
     numba.config.THREADING_LAYER = "workqueue"  # numba's OpenMP pool is PyTorch's too, and would change its number of threads
     if folder is not None:
         numba.config.CACHE_DIR = str(folder)
-    return {"fastmath": True, "nogil": True, "cache": folder is not None}
+    return folder is not None
 
 
 COMPILED = compiled_folder()
-QUICK = quick_options(COMPILED)
+QUICK = {"fastmath": True, "nogil": True}  # fastmath: sums in any order, or nothing would run in parallel lanes
+# Only functions that Python calls are kept, each with all that it calls. A kept one compiled from a part that was itself kept,
+# with threads in it, crashes when a third process loads it.
+KEPT = {**QUICK, "cache": numba_ready(COMPILED)}
 
 
 # ---- from ch05/20_fast_cpu_decoding/fast_storage.py ----
@@ -401,7 +402,7 @@ def add(x, y):
 # ---- from ch05/20_fast_cpu_decoding/decode_steps.py ----
 
 
-@njit(**QUICK)
+@njit(**KEPT)
 def llama_step(x, position, weights, norms, tables, cache, threads, logits):
     """Llama 3 and SmolLM2. weights: (qkv, out, gate_up, down, head); norms: (norm1, norm2, final), the first two (n_layers, emb_dim).
 
@@ -436,7 +437,7 @@ def llama_step(x, position, weights, norms, tables, cache, threads, logits):
     multiply(head, normed, logits, threads)
 
 
-@njit(**QUICK)
+@njit(**KEPT)
 def gpt_step(x, position, weights, vectors, cache, threads, logits):
     """GPT-2 and chapter 4's GPTModel; x: token and position embedding added. weights: (qkv, out, fc1, fc2, head).
 
@@ -471,7 +472,7 @@ def gpt_step(x, position, weights, vectors, cache, threads, logits):
     multiply(head, normed, logits, threads)
 
 
-@njit(**QUICK)
+@njit(**KEPT)
 def gemma_step(x, position, weights, norms, tables, windows, scaling, cache, threads, logits):
     """Gemma 3; x: the embedding times sqrt(emb_dim). weights: (qkv, out, gate_up, down, head).
 

@@ -14,11 +14,10 @@ class Echo:
     seed), "endless" (dots up to the limit), "slow" (0.02 s a token), "fail" (an error behind two tokens).
     """
 
-    context_length = ECHO_CONTEXT
     details = {"family": "echo"}
 
-    def __init__(self, name="echo"):
-        self.name, self.made, self.active, self.most_active = name, 0, 0, 0
+    def __init__(self, name="echo", context_length=ECHO_CONTEXT):
+        self.name, self.context_length, self.made, self.active, self.most_active = name, context_length, 0, 0, 0
 
     def encode_chat(self, messages):
         return list("".join(f"[{message['role']}]{message['content']}" for message in messages).encode())
@@ -31,7 +30,7 @@ class Echo:
             return json.dumps([seed, temperature, top_k, top_p])
         if "drawn" in prompt:
             return "".join(random.Random(seed).choices("abcdefgh", k=20)) if temperature else "greedy"
-        return "." * 10_000 if "endless" in prompt else f"<{prompt}>"
+        return "." * 40_000 if "endless" in prompt else f"<{prompt}>"
 
     def generate(self, ids, max_new_tokens, seed, temperature, top_k, top_p):
         prompt = bytes(ids).decode()
@@ -55,7 +54,7 @@ class Echo:
         yield whole.decode(b"", final=True)
 
 
-def ask(url, path, body=None, method="POST", timeout=20):
+def ask(url, path, body=None, method="POST", timeout=60):
     """(status, answer) of one request; body: an object, or bytes as they are. The answer is JSON, or a list of its lines."""
     data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=timeout)

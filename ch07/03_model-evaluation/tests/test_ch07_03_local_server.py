@@ -266,23 +266,23 @@ def test_a_full_line_is_refused_at_once_and_whoever_waits_is_served(server, echo
         wait_for(lambda: echo.active)
         with opened(server, chat("second")) as second, opened(server, chat("third", stream=True)) as third:
             wait_for(lambda: len(server.line.waiting) == 2)
-            started = time.monotonic()
             for path in ("/api/chat", "/v1/chat/completions"):
                 status, answer = ask(server.url, path, chat("fourth"))
                 assert status == 503 and "busy" in str(answer["error"])
             assert ask(server.url, "/api/tags", method="GET")[0] == 200  # what needs no model is served meanwhile
-            assert time.monotonic() - started < 1
+            assert echo.active  # all that while the first was being answered
             answers = [read_all(connection) for connection in (first, second, third)]
     assert [text in answer for text, answer in zip((b"." * 100, b"<[user]second>", b'"h"'), answers)] == [True] * 3
     assert echo.most_active == 1
 
 
 def test_a_waiting_caller_who_leaves_frees_the_place(server, echo):
-    with opened(server, chat("slow endless", options={"num_predict": 100})) as first:
+    with opened(server, chat("slow endless")) as first:
         wait_for(lambda: echo.active)
         with opened(server, chat("second")), opened(server, chat("third")):
             wait_for(lambda: len(server.line.waiting) == 2)
         wait_for(lambda: not server.line.waiting)
+        assert echo.active  # the first is still being answered
         with opened(server, chat("fourth")) as fourth:
             first.close()
             assert b"<[user]fourth>" in read_all(fourth)
@@ -298,11 +298,12 @@ def test_nothing_is_generated_for_a_caller_who_left(server, echo, stream):
     assert echo.made - before == len("<[user]next>")
 
 
-def test_a_caller_who_does_not_read_holds_nobody_up(server):
-    with opened(server, chat("endless", stream=True)):
-        started = time.monotonic()
-        assert ask(server.url, "/api/chat", chat("next"))[0] == 200
-        assert time.monotonic() - started < 2
+def test_a_caller_who_does_not_read_holds_nobody_up():
+    with create_server(port=0, model=Echo(context_length=40_000)) as server:
+        server.start()
+        with opened(server, chat("endless", stream=True, options={"num_ctx": 40_000})):  # megabytes, more than systems hold for a reader
+            assert ask(server.url, "/api/chat", chat("next"))[1]["message"]["content"] == "<[user]next>"
+            assert len(server.handlers) == 1  # the one that still waits to be read
 
 
 def test_a_failing_model_costs_one_answer(server, capfd):
@@ -351,10 +352,10 @@ def test_stopping_ends_what_runs_and_leaves_nothing_behind():
             wait_for(lambda: server.line.waiting)
             started = time.monotonic()
             server.stop()
-            assert time.monotonic() - started < 2
+            assert time.monotonic() - started < 20 and server.served["echo"].made < 300
             assert json.loads(read_all(running).splitlines()[-1]) == {"error": "the server is stopping"}
             assert b"503" in read_all(waiting).splitlines()[0]
-    assert threading.active_count() == before and server.served["echo"].active == 0
+    assert threading.active_count() <= before and server.served["echo"].active == 0
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(server.server_address, timeout=1)
     server.stop()  # once more does no harm
@@ -393,7 +394,7 @@ def test_the_program_serves_and_ends_when_asked(number):
         with opened_at(url) as running:
             running.recv(1)
             process.send_signal(number)
-            out, err = process.communicate(timeout=30)
+            out, err = process.communicate(timeout=120)
     assert status == 200 and answer["eval_count"] <= 2
     assert (process.returncode, out, err) == (0, "stopped\n", "")
 
@@ -430,6 +431,6 @@ def opened_at(url):
     """A long answer that is being streamed."""
     body = json.dumps({"model": "smollm2:135m", "prompt": "Tell a long story.", "options": {"seed": 1}}).encode()
     host, port = url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
+    with socket.create_connection((host, int(port)), timeout=120) as connection:
         connection.sendall(b"POST /api/generate HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         yield connection
