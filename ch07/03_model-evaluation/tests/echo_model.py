@@ -54,7 +54,7 @@ class Echo:
         yield whole.decode(b"", final=True)
 
 
-def ask(url, path, body=None, method="POST", timeout=20):
+def ask(url, path, body=None, method="POST", timeout=60):
     """(status, answer) of one request; body: an object, or bytes as they are. The answer is JSON, or a list of its lines."""
     data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=timeout)

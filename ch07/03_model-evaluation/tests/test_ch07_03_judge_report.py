@@ -123,9 +123,9 @@ def test_the_judge_without_a_model_scores_as_stored(log, entries):
 
 
 def test_the_server_still_gives_the_stored_scores(log, entries):
-    few = [entries[n] for n in (0, 41)]
-    for series in ("references", "hostile"):
-        assert smollm2_asked(few, SERIES[series]) == [log["scores"]["smollm2-asked"][series][n] for n in (0, 41)]
+    chosen = [(series, n) for series in ("references", "hostile") for n in (0, 41)]
+    few = [{**entries[n], "judged": entries[n][SERIES[series]]} for series, n in chosen]
+    assert smollm2_asked(few, "judged") == [log["scores"]["smollm2-asked"][series][n] for series, n in chosen]
 
 
 def test_likeness_of_meaning_is_as_stored_whatever_the_processor(log, entries):
