@@ -16,9 +16,9 @@ from instruction_data_verifiers import VERIFIERS, right_form
 from previous_chapters import OneLineParser, read_text
 
 FOLDER = Path(__file__).resolve().parent
-DATA_FILE = Path(__file__).resolve().parent / "instruction-data.json"
-FAMILIES_FILE = FOLDER / "instruction-data-families.json"
-VERIFIABLE_TEST_FILE = FOLDER / "instruction-verifiable-test.json"
+DATA_FILE = Path(__file__).resolve().parent / "instruction-data.json"  # each path in full, so that the file is copied with its reader
+FAMILIES_FILE = Path(__file__).resolve().parent / "instruction-data-families.json"
+VERIFIABLE_TEST_FILE = Path(__file__).resolve().parent / "instruction-verifiable-test.json"
 FIELDS = ("instruction", "input", "output")
 GROUPS = ("unseen", "seen", "rephrased")  # of the verifiable test
 LONGEST = 60  # words: whoever says more than that is guessing or wandering

@@ -11,7 +11,7 @@ from previous_chapters import read_text
 
 # ---- from ch07/01_main-chapter-code/instruction_data_checks.py ----
 
-DATA_FILE = Path(__file__).resolve().parent / "instruction-data.json"
+DATA_FILE = Path(__file__).resolve().parent / "instruction-data.json"  # each path in full, so that the file is copied with its reader
 
 
 def read_list(path: str | Path) -> list[dict]:

@@ -8,4 +8,4 @@ from pathlib import Path
 
 # ---- from ch07/01_main-chapter-code/instruction_data_checks.py ----
 
-DATA_FILE = Path(__file__).resolve().parent / "instruction-data.json"
+DATA_FILE = Path(__file__).resolve().parent / "instruction-data.json"  # each path in full, so that the file is copied with its reader
