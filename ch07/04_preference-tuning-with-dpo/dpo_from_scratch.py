@@ -89,9 +89,12 @@ def evaluate_dpo_loss_loader(
     """Return train_loss, train_chosen_reward, train_rejected_reward, val_loss, ... over eval_iter batches each. Section 5."""
     policy_model.eval()
     result = {}
-    for name, loader in (("train", train_loader), ("val", val_loader)):
-        values = compute_dpo_loss_loader(loader, policy_model, reference_model, beta, eval_iter, reduction)
-        result |= dict(zip((f"{name}_loss", f"{name}_chosen_reward", f"{name}_rejected_reward"), values))
+    with torch.random.fork_rng():  # how often we measure does not change the order of the batches
+        for name, loader in (("train", train_loader), ("val", val_loader)):
+            loss, chosen, rejected = compute_dpo_loss_loader(loader, policy_model, reference_model, beta, eval_iter, reduction)
+            result[f"{name}_loss"] = loss
+            result[f"{name}_chosen_reward"] = chosen
+            result[f"{name}_rejected_reward"] = rejected
     policy_model.train()
     return result
 
@@ -99,6 +102,19 @@ def evaluate_dpo_loss_loader(
 def frozen_copy(model: nn.Module) -> nn.Module:
     """Return a copy of its own weights that never learns: without gradients, without dropout. Section 3."""
     return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def record(tracking: dict[str, list], values: dict[str, float], step: int, tokens_seen: int) -> None:
+    """Append the values of evaluate_dpo_loss_loader to the lists of `tracking`, and print losses and margins. Section 5."""
+    margins = {}
+    for name in ("train", "val"):
+        tracking[f"{name}_losses"].append(values[f"{name}_loss"])
+        tracking[f"{name}_chosen_rewards"].append(values[f"{name}_chosen_reward"])
+        tracking[f"{name}_rejected_rewards"].append(values[f"{name}_rejected_reward"])
+        margins[name] = values[f"{name}_chosen_reward"] - values[f"{name}_rejected_reward"]
+    tracking["tokens_seen"].append(tokens_seen)
+    losses = f"train loss {values['train_loss']:.3f}, val loss {values['val_loss']:.3f}"
+    print(f"step {step:4d}: {losses}, train margin {margins['train']:.2f}, val margin {margins['val']:.2f}")
 
 
 def train_model_dpo_simple(
@@ -121,35 +137,22 @@ def train_model_dpo_simple(
     Returns lists with a value before the first update and after every eval_freq updates: train_losses, train_chosen_rewards,
     train_rejected_rewards, val_losses, val_chosen_rewards, val_rejected_rewards, tokens_seen.
     """
-    tracking = {f"{name}_{kind}": [] for name in ("train", "val") for kind in ("losses", "chosen_rewards", "rejected_rewards")}
-    tracking["tokens_seen"], tokens_seen, step = [], 0, 0
-
-    def measure() -> None:
-        with torch.random.fork_rng():  # how often we measure does not change the order of the batches
-            how = (policy_model, reference_model, train_loader, val_loader, beta, eval_iter, reduction)
-            values = evaluate_dpo_loss_loader(*how)
-        margins = []
-        for name in ("train", "val"):
-            tracking[f"{name}_losses"].append(values[f"{name}_loss"])
-            tracking[f"{name}_chosen_rewards"].append(values[f"{name}_chosen_reward"])
-            tracking[f"{name}_rejected_rewards"].append(values[f"{name}_rejected_reward"])
-            margins.append(values[f"{name}_chosen_reward"] - values[f"{name}_rejected_reward"])
-        tracking["tokens_seen"].append(tokens_seen)
-        losses = f"train loss {values['train_loss']:.3f}, val loss {values['val_loss']:.3f}"
-        print(f"step {step:4d}: {losses}, train margin {margins[0]:.2f}, val margin {margins[1]:.2f}")
-
-    measure()
+    kinds = ("losses", "chosen_rewards", "rejected_rewards")
+    tracking = {f"{name}_{kind}": [] for name in ("train", "val") for kind in kinds} | {"tokens_seen": []}
+    what = (policy_model, reference_model, train_loader, val_loader, beta, eval_iter, reduction)
+    step, tokens_seen = 0, 0
+    record(tracking, evaluate_dpo_loss_loader(*what), step, tokens_seen)
     for _ in range(num_epochs):
         policy_model.train()
         for batch in train_loader:
             optimizer.zero_grad()
             loss, _, _ = compute_dpo_loss_batch(batch, policy_model, reference_model, beta, reduction)
-            loss.backward()
+            loss.backward()  # changes the policy alone: the frozen copy has no gradients
             optimizer.step()
             step += 1
             tokens_seen += batch["chosen"].numel() + batch["rejected"].numel()
             if step % eval_freq == 0:
-                measure()
+                record(tracking, evaluate_dpo_loss_loader(*what), step, tokens_seen)
             if after_step is not None:
                 after_step()
         policy_model.eval()

@@ -115,8 +115,8 @@ def preference_loss(model: nn.Module, batch: dict, beta: float, reduction: str, 
 
     With sft_weight, the chosen answers' mean loss per token is added (RPO, arXiv 2404.19733), so that they do not become unlikely.
     """
-    ids = torch.cat([batch[side] for side in SIDES])  # (2 * b, num_tokens)
-    mask = torch.cat([batch[f"{side}_mask"] for side in SIDES])  # (2 * b, num_tokens)
+    ids = torch.cat([batch[side] for side in SIDES])  # (num_texts, num_tokens)
+    mask = torch.cat([batch[f"{side}_mask"] for side in SIDES])  # (num_texts, num_tokens)
     chosen, rejected = answer_logprobs(model, ids, mask, reduction).chunk(2)  # (b) each
     loss, chosen_reward, rejected_reward = compute_dpo_loss(chosen, rejected, *batch["reference"].unbind(dim=1), beta)
     if sft_weight:

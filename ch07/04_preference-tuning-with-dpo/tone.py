@@ -116,8 +116,8 @@ def words_of(text: str) -> list[str]:
 
 
 def normal(text: str) -> list[str]:
-    """As words_of, without articles. Section 6."""
-    return [word for word in words_of(text) if word not in ("a", "an", "the")]
+    """As words_of, without articles, and without what joins a list. Section 6."""
+    return [word for word in words_of(text) if word not in ("a", "an", "the", "and", "then")]
 
 
 def wrong_choices(check: dict, asked: list[str]) -> set[str]:
