@@ -8,7 +8,7 @@ import gemma_dpo_report as report
 import pytest
 import torch
 from dpo_loss import answer_logprobs, compute_dpo_loss_batch
-from preference_batches import SIDES, PreferenceDataset, custom_collate_fn
+from preference_batches import SIDES, PreferenceDataset
 from tiny_dpo_gemma import pairs, tiny_gemma
 from tone import learn_tones
 
