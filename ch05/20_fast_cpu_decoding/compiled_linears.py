@@ -4,7 +4,15 @@ import numpy as np
 import torch
 from fast_storage import as_array, store_float32, store_int8
 from kernels import multiply
+from machine_code import KEPT
+from numba import njit
 from torch import nn
+
+
+@njit(**KEPT)
+def kept_multiply(matrix, x, y, threads):
+    """y = matrix @ x, as Python calls it: its machine code is kept between runs."""
+    multiply(matrix, x, y, threads)
 
 
 class CompiledLinear(nn.Module):
@@ -26,7 +34,7 @@ class CompiledLinear(nn.Module):
         if x.numel() > self.linear.in_features:
             return self.linear(x)
         y = np.empty(self.linear.out_features, np.float32)
-        multiply(self.matrix, x.reshape(-1).numpy(), y, self.threads)
+        kept_multiply(self.matrix, x.reshape(-1).numpy(), y, self.threads)
         return torch.from_numpy(y).view(*x.shape[:-1], len(y))
 
 

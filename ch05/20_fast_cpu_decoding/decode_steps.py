@@ -7,11 +7,11 @@ into which the step writes those of its token; x (emb_dim): the token's embeddin
 
 import numpy as np
 from kernels import add, attend, gelu, layer_norm, multiply, of_layer, quick_exp, rms_norm, rotate, rows_of
-from machine_code import QUICK
+from machine_code import KEPT
 from numba import njit
 
 
-@njit(**QUICK)
+@njit(**KEPT)
 def llama_step(x, position, weights, norms, tables, cache, threads, logits):
     """Llama 3 and SmolLM2. weights: (qkv, out, gate_up, down, head); norms: (norm1, norm2, final), the first two (n_layers, emb_dim).
 
@@ -46,7 +46,7 @@ def llama_step(x, position, weights, norms, tables, cache, threads, logits):
     multiply(head, normed, logits, threads)
 
 
-@njit(**QUICK)
+@njit(**KEPT)
 def gpt_step(x, position, weights, vectors, cache, threads, logits):
     """GPT-2 and chapter 4's GPTModel; x: token and position embedding added. weights: (qkv, out, fc1, fc2, head).
 
@@ -81,7 +81,7 @@ def gpt_step(x, position, weights, vectors, cache, threads, logits):
     multiply(head, normed, logits, threads)
 
 
-@njit(**QUICK)
+@njit(**KEPT)
 def gemma_step(x, position, weights, norms, tables, windows, scaling, cache, threads, logits):
     """Gemma 3; x: the embedding times sqrt(emb_dim). weights: (qkv, out, gate_up, down, head).
 

@@ -11,13 +11,10 @@ numba compiles a function for the types that it is called with and leaves out th
 rows side by side are a full register of the widest processors: the inner loop runs over rows, so no sum crosses lanes.
 """
 
-import numba
 import numpy as np
+from fast_storage import BLOCK, LANES
 from machine_code import QUICK
 from numba import njit, prange
-
-numba.config.THREADING_LAYER = "workqueue"  # numba's OpenMP pool is PyTorch's too, and would change its number of threads
-LANES, BLOCK = 16, 32
 
 
 @njit(**QUICK)

@@ -35,7 +35,9 @@ def compiled_folder() -> Path | None:
 
     numba itself would not notice that a function called by a kept one was edited; with the name, an edit means a new folder.
     """
-    paths = (Path(__file__).with_name(name) for name in ("machine_code.py", "kernels.py", "decode_steps.py"))
+    # where these definitions are borrowed, all are in one file
+    others = ("fast_storage.py", "kernels.py", "decode_steps.py", "compiled_linears.py")
+    paths = [Path(__file__), *(Path(__file__).with_name(name) for name in others)]
     sources = b"".join(path.read_bytes() for path in paths if path.is_file())
     places = (os.environ.get("LLM_COURSE_CACHE"), os.environ.get("XDG_CACHE_HOME"), Path.home() / ".cache", tempfile.gettempdir())
     for place in filter(None, places):
@@ -49,11 +51,16 @@ def compiled_folder() -> Path | None:
     return None
 
 
+def numba_ready(folder: Path | None) -> bool:
+    """Tell numba how threads are made and where machine code is kept; returns whether it can be kept."""
+    numba.config.THREADING_LAYER = "workqueue"  # numba's OpenMP pool is PyTorch's too, and would change its number of threads
+    if folder is not None:
+        numba.config.CACHE_DIR = str(folder)
+    return folder is not None
+
+
 COMPILED = compiled_folder()
-if COMPILED is not None:
-    numba.config.CACHE_DIR = str(COMPILED)
-QUICK = {
-    "fastmath": True,
-    "nogil": True,
-    "cache": COMPILED is not None,
-}  # fastmath: sums in any order, or nothing would run in parallel lanes
+QUICK = {"fastmath": True, "nogil": True}  # fastmath: sums in any order, or nothing would run in parallel lanes
+# Only functions that Python calls are kept, each with all that it calls. A kept one compiled from a part that was itself kept,
+# with threads in it, crashes when a third process loads it.
+KEPT = {**QUICK, "cache": numba_ready(COMPILED)}

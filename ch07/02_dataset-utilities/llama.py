@@ -102,12 +102,15 @@ class SmolLM2Tokenizer:
 
     def merge(self, piece: str) -> list[int]:
         """One piece of text -> ids: its bytes, joined pair by pair; a byte that is not in the vocabulary is the unknown token."""
-        if piece not in self.known_pieces:
+        ids = self.known_pieces.get(piece)
+        if ids is None:
+            parts = self.join_pairs([self.character_of_byte[byte] for byte in piece.encode("utf-8")])
+            ids = [self.ids.get(part, self.unk_token_id) for part in parts]
             if len(self.known_pieces) > 100_000:
                 self.known_pieces.clear()
-            parts = self.join_pairs([self.character_of_byte[byte] for byte in piece.encode("utf-8")])
-            self.known_pieces[piece] = [self.ids.get(part, self.unk_token_id) for part in parts]
-        return self.known_pieces[piece]
+            if len(piece) <= 100:  # longer ones are no words, and would fill the memory of a server
+                self.known_pieces[piece] = ids
+        return ids
 
     def join_pairs(self, parts: list[str]) -> list[str]:
         """Join neighbors, always the pair that training learned first, leftmost first among equals.

@@ -173,54 +173,19 @@ def dequantize_q6_k(data, shape) -> torch.Tensor:
 
 # type number -> (name, weights in a block, bytes of a block)
 TENSOR_TYPES = {
-    0: ("F32", 1, 4),
-    1: ("F16", 1, 2),
-    30: ("BF16", 1, 2),
-    2: ("Q4_0", BLOCK, 18),
-    3: ("Q4_1", BLOCK, 20),
-    6: ("Q5_0", BLOCK, 22),
-    7: ("Q5_1", BLOCK, 24),
-    8: ("Q8_0", BLOCK, 34),
-    12: ("Q4_K", SUPER_BLOCK, 144),
-    13: ("Q5_K", SUPER_BLOCK, 176),
-    14: ("Q6_K", SUPER_BLOCK, 210),
+    0: ("F32", 1, 4), 1: ("F16", 1, 2), 30: ("BF16", 1, 2),
+    2: ("Q4_0", BLOCK, 18), 3: ("Q4_1", BLOCK, 20), 6: ("Q5_0", BLOCK, 22), 7: ("Q5_1", BLOCK, 24), 8: ("Q8_0", BLOCK, 34),
+    12: ("Q4_K", SUPER_BLOCK, 144), 13: ("Q5_K", SUPER_BLOCK, 176), 14: ("Q6_K", SUPER_BLOCK, 210),
 }
 DEQUANTIZE = {
-    "F32": dequantize_f32,
-    "F16": dequantize_f16,
-    "BF16": dequantize_bf16,
-    "Q4_0": dequantize_q4_0,
-    "Q4_1": dequantize_q4_1,
-    "Q5_0": dequantize_q5_0,
-    "Q5_1": dequantize_q5_1,
-    "Q8_0": dequantize_q8_0,
-    "Q4_K": dequantize_q4_k,
-    "Q5_K": dequantize_q5_k,
-    "Q6_K": dequantize_q6_k,
+    "F32": dequantize_f32, "F16": dequantize_f16, "BF16": dequantize_bf16,
+    "Q4_0": dequantize_q4_0, "Q4_1": dequantize_q4_1, "Q5_0": dequantize_q5_0, "Q5_1": dequantize_q5_1, "Q8_0": dequantize_q8_0,
+    "Q4_K": dequantize_q4_k, "Q5_K": dequantize_q5_k, "Q6_K": dequantize_q6_k,
 }
 # numbers of the types that exist and are not read here, for the message that refuses them
 OTHER_TYPES = {
-    9: "Q8_1",
-    10: "Q2_K",
-    11: "Q3_K",
-    15: "Q8_K",
-    16: "IQ2_XXS",
-    17: "IQ2_XS",
-    18: "IQ3_XXS",
-    19: "IQ1_S",
-    20: "IQ4_NL",
-    21: "IQ3_S",
-    22: "IQ2_S",
-    23: "IQ4_XS",
-    24: "I8",
-    25: "I16",
-    26: "I32",
-    27: "I64",
-    28: "F64",
-    29: "IQ1_M",
-    34: "TQ1_0",
-    35: "TQ2_0",
-    39: "MXFP4",
+    9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S",
+    22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
 }
 
 

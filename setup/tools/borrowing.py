@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+IMPORTS = (ast.Import, ast.ImportFrom)
 ENTRY_POINTS = {"main", "command_line"}  # every program has one of its own, so nobody can borrow it
 HEAD = '''"""Definitions of other folders that this one uses, copied so that it runs alone.
 
@@ -35,6 +36,15 @@ def parse(path: str, text: str) -> ast.Module:
 
 
 # ---- what a module binds and uses ----
+
+
+def top_level(tree: ast.Module) -> list[ast.stmt]:
+    """The statements of a module. An optional import, alone in a `try`, counts as an import: who borrows what uses it needs it."""
+    found = []
+    for node in tree.body:
+        optional = isinstance(node, ast.Try) and all(isinstance(inner, IMPORTS) for inner in node.body)
+        found += node.body if optional else [node]
+    return found
 
 
 @dataclass(eq=False)
@@ -76,13 +86,13 @@ class Source:
 
     def __init__(self, path: str, text: str):
         self.path, self.name, self.folder = path, PurePosixPath(path).stem, PurePosixPath(path).parent.as_posix()
-        tree, lines = parse(path, text), text.splitlines()
-        kept = [node for node in tree.body if not isinstance(node, (ast.Import, ast.ImportFrom))]
+        nodes, lines = top_level(parse(path, text)), text.splitlines()
+        kept = [node for node in nodes if not isinstance(node, IMPORTS)]
         self.statements = [self._statement(node, lines) for node in kept if not ast.unparse(node).startswith("if __name__ ")]
         self.defined = set().union(*(s.bound for s in self.statements)) - ENTRY_POINTS
         self.imports: dict[str, set[tuple]] = {}  # bound name -> {(module, imported name or None, alias or None)}
-        for node in tree.body:
-            if isinstance(node, (ast.Import, ast.ImportFrom)):
+        for node in nodes:
+            if isinstance(node, IMPORTS):
                 self._remember(node)
 
     @staticmethod

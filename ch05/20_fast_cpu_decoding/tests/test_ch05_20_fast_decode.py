@@ -320,9 +320,9 @@ except ImportError as error:
 PRODUCT = """
 import numpy as np
 {before}
-import kernels, machine_code
+import compiled_linears, fast_storage, machine_code
 y = np.empty(3, np.float32)
-kernels.rows_times(np.ones((3, 4), np.float32), np.ones(3, np.float32), np.arange(4, dtype=np.float32), y)
+compiled_linears.kept_multiply(fast_storage.store_float32(np.ones((3, 4), np.float32)), np.arange(4, dtype=np.float32), y, 1)
 print(y.tolist(), machine_code.COMPILED)
 """
 
@@ -340,8 +340,33 @@ def test_two_processes_may_compile_at_once_and_a_third_compiles_nothing(tmp_path
     command = [sys.executable, "-c", PRODUCT.format(before="")]
     both = [subprocess.Popen(command, cwd=FOLDER, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert all(process.communicate()[0].startswith("[6.0, 6.0, 6.0]") and process.returncode == 0 for process in both)
-    code = PRODUCT.format(before="") + "print(sum(kernels.rows_times.stats.cache_hits.values()))"
+    code = PRODUCT.format(before="") + "print(sum(compiled_linears.kept_multiply.stats.cache_hits.values()))"
     assert run_python(code, LLM_COURSE_CACHE=str(tmp_path)).endswith("\n1")
+
+
+STEP = """
+import sys, torch
+from fast_decode import FastModel
+from llama import Llama3ModelFast
+from previous_chapters import GPTModel
+torch.manual_seed(1)
+model = GPTModel({gpt}) if sys.argv[1] == "gpt" else Llama3ModelFast({llama})
+fast, ids = FastModel(model, "float32"), torch.arange(9)[None]
+cache = fast.new_cache()
+with torch.inference_mode():
+    for token_id in range(9):
+        logits = fast(ids[:, token_id : token_id + 1], cache)
+    print(torch.allclose(logits[0, 0], model.eval()(ids)[0, -1], atol=1e-4), sum(fast.step.stats.cache_hits.values()))
+"""
+
+
+def test_a_step_kept_by_a_process_that_found_other_kept_code_runs_in_the_next_process(tmp_path):
+    # The second process compiles its step beside the code that the first has kept; the third loads it.
+    command = [sys.executable, "-c", STEP.format(gpt=GPT, llama=LLAMA)]
+    environment = {**os.environ, "LLM_COURSE_CACHE": str(tmp_path)}
+    for name, hits in (("llama", 0), ("gpt", 0), ("gpt", 1), ("llama", 1)):
+        done = subprocess.run([*command, name], cwd=FOLDER, env=environment, capture_output=True, text=True)
+        assert (done.returncode, done.stdout.strip()) == (0, f"True {hits}"), done.stderr[-500:]
 
 
 def test_no_two_running_processes_share_a_folder_of_machine_code(tmp_path):
@@ -358,10 +383,13 @@ def test_no_two_running_processes_share_a_folder_of_machine_code(tmp_path):
 
 
 def test_an_edit_of_any_source_means_a_new_folder_of_machine_code(tmp_path):
-    for name in ("machine_code.py", "kernels.py", "decode_steps.py"):
+    sources = ("machine_code.py", "fast_storage.py", "kernels.py", "decode_steps.py", "compiled_linears.py")
+    for name in sources:
         (tmp_path / name).write_bytes((FOLDER / name).read_bytes())
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import machine_code; print(machine_code.COMPILED)"
-    before = run_python(code, LLM_COURSE_CACHE=str(tmp_path))
-    with open(tmp_path / "decode_steps.py", "a", encoding="utf-8") as file:
-        file.write("# edited\n")
-    assert run_python(code, LLM_COURSE_CACHE=str(tmp_path)) != before
+    places = [run_python(code, LLM_COURSE_CACHE=str(tmp_path))]
+    for name in sources:
+        with open(tmp_path / name, "a", encoding="utf-8") as file:
+            file.write("# edited\n")
+        places.append(run_python(code, LLM_COURSE_CACHE=str(tmp_path)))
+    assert len(set(places)) == len(places)

@@ -143,6 +143,19 @@ def test_the_module_imports_what_its_definitions_use_sorted_and_nothing_else_and
     assert scope["Box"]().open() == "6"
 
 
+def test_an_optional_import_of_a_neighbor_brings_its_definitions(course):
+    optional = "try:\n    from first import helper\nexcept ImportError:\n    helper = None\n\n\ndef twice():\n    return helper(2)\n"
+    second = course / "ch03/01_main/second.py"
+    second.write_text(optional, encoding="utf-8")
+    (course / "ch02/01_main/first.py").rename(course / "ch03/01_main/first.py")
+    config = course / "setup/tools/copies.toml"
+    config.write_text(config.read_text(encoding="utf-8").replace("ch02/01_main/first", "ch03/01_main/first"), encoding="utf-8")
+    (course / "ch04/01_main/own.py").write_text("from previous_chapters import twice\n", encoding="utf-8")
+    run(course)
+    text = generated(course)
+    assert "def helper" in text and "ImportError" not in text and "import first" not in text
+
+
 @pytest.mark.parametrize("user", ["tests/test_own.py", "book.ipynb", "inner.py"])
 def test_an_import_counts_wherever_it_stands(course, user):
     code = "def f():\n    from previous_chapters import unwanted\n"
