@@ -27,10 +27,12 @@ from instructions import (
     answers_of,
     asked_questions,
     fingerprint,
+    gemma_loader,
     load_tuned_gemma,
     prepare_for_tuning,
     rate_factor,
     split_data,
+    train,
 )
 from preference_batches import SIDES, PreferenceDataset, custom_collate_fn, drop_identical, load_pairs
 from previous_chapters import (
@@ -57,8 +59,19 @@ from tqdm import tqdm
 
 FOLDER = Path(__file__).resolve().parent
 TUNED_FILE = FOLDER.parent / "01_main-chapter-code" / "gemma-model" / WEIGHTS_NAME
-DPO_WEIGHTS, CHECKPOINT, REFERENCE, LOG = "gemma-3-270m-dpo.pth", "checkpoint.pth", "reference-logprobs.pth", "log.json"
-DECISIVE = ("num_pairs", "num_epochs", "batch_size", "learning_rate", "beta", "reduction", "sft_weight", "seed")  # others are another run
+DPO_WEIGHTS, CHOSEN_WEIGHTS, LOG = "gemma-3-270m-dpo.pth", "gemma-3-270m-chosen.pth", "log.json"
+CHECKPOINT, REFERENCE = "checkpoint.pth", "reference-logprobs.pth"
+DECISIVE = (
+    "num_pairs",
+    "sft_epochs",
+    "num_epochs",
+    "batch_size",
+    "learning_rate",
+    "beta",
+    "reduction",
+    "sft_weight",
+    "seed",
+)  # others are another run
 
 
 # ---- what the frozen copy says, once ----
@@ -107,6 +120,34 @@ def collate_with_reference(batch: list[dict], pad_token_id: int, device) -> dict
     return {**custom_collate_fn(batch, pad_token_id, device=device), "reference": reference}
 
 
+# ---- first the chosen answers alone ----
+
+
+def learn_chosen(model, tokenizer, train_pairs: list[dict], val_pairs: list[dict], settings: dict, path: Path) -> dict:
+    """Tune a model on the chosen answers, as chapter 7 does on outputs, and save its blocks in `path`; returns the figures of the run.
+
+    The model of chapter 7 has never said anything courteous. Next to its plain answers, a courteous one has a probability of about
+    e to the power of -60, and no usual beta bridges that; the paper, too, begins with the likelihood of what is preferred.
+    """
+    device, size = pick_device(settings["device"]), settings["batch_size"]
+    learning_part = prepare_for_tuning(model.to(device))
+    precision = use_precision(model, settings["precision"], device)
+    entries = [[{**pair, "output": pair["chosen"]} for pair in pairs] for pairs in (train_pairs, val_pairs)]
+    loaders = gemma_loader(entries[0], tokenizer, size, device, shuffle=True), gemma_loader(entries[1], tokenizer, size, device)
+    optimizer = torch.optim.AdamW(learning_part.parameters(), lr=settings["sft_rate"], weight_decay=0.1, fused=fused_adamw_works(device))
+    state, total = TrainingState(), settings["sft_epochs"] * len(loaders[0])
+    started = time.perf_counter()
+    with tqdm(total=total, desc="chosen answers", unit="updates", mininterval=1) as bar:
+        train(model, optimizer, loaders, settings["sft_epochs"], state, total, lambda state: bar.update() and False)
+    vars(model).pop("forward", None)  # answers are written in float32
+    save_atomically({"blocks": learning_part.state_dict()}, path)
+    return {
+        "settings": {key: settings[key] for key in ("num_pairs", "sft_epochs", "sft_rate", "batch_size", "seed")}, "updates": total,
+        "precision": precision, "seconds": round(time.perf_counter() - started, 1),
+        "train_losses": [round(loss, 4) for loss in state.train_losses], "val_losses": [round(loss, 4) for loss in state.val_losses],
+    }  # fmt: skip
+
+
 # ---- loss and training ----
 
 
@@ -152,7 +193,7 @@ def in_float32(model: nn.Module):
             model.forward = rounded
 
 
-def train(model, optimizer, train_loader: DataLoader, num_epochs: int, state: TrainingState, settings: dict, after_step) -> None:
+def train_on_pairs(model, optimizer, train_loader: DataLoader, num_epochs: int, state: TrainingState, settings: dict, after_step) -> None:
     """Train until num_epochs are done; state.train_losses gets the four figures of each update."""
     num_updates = num_epochs * len(train_loader)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -194,7 +235,7 @@ def tune(model, tokenizer, train_pairs: list[dict], val_pairs: list[dict], setti
     learning_part = prepare_for_tuning(model.to(device))
     parameters = [parameter for parameter in learning_part.parameters() if parameter.requires_grad]
     precision = use_precision(model, settings["precision"], device)
-    run = {"weights": file_digest(settings["weights"]), "precision": precision}
+    run = {"weights": file_digest(settings["start"] if settings["sft_epochs"] else settings["weights"]), "precision": precision}
     train_loader, val_loader = create_referenced_loaders(model.eval(), tokenizer, train_pairs, val_pairs, settings, run)
     optimizer = torch.optim.AdamW(parameters, lr=settings["learning_rate"], weight_decay=0.01, fused=fused_adamw_works(device))
     decisive, state = {key: settings[key] for key in DECISIVE}, TrainingState()
@@ -218,7 +259,7 @@ def tune(model, tokenizer, train_pairs: list[dict], val_pairs: list[dict], setti
     with bar:
         if state.step < 0:
             after_step(state)  # a measurement before the first update
-        train(model, optimizer, train_loader, settings["num_epochs"], state, settings, after_step)
+        train_on_pairs(model, optimizer, train_loader, settings["num_epochs"], state, settings, after_step)
     seconds = time.perf_counter() - started
     vars(model).pop("forward", None)  # from here on in float32
     save_atomically({"blocks": learning_part.state_dict(), "settings": decisive}, folder / DPO_WEIGHTS)
@@ -255,6 +296,11 @@ def file_digest(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def stored_runs(path: Path) -> list[dict]:
+    """The runs of a log that an interrupted program has begun; none if there is no log."""
+    return read_gemma_dpo_log(path)["runs"] if path.is_file() else []
+
+
 def main(settings: dict) -> dict:
     """Answer, tune, answer again, write weights and log.json to output_dir; returns the log.
 
@@ -268,7 +314,9 @@ def main(settings: dict) -> dict:
     questions = asked_questions()
     train_data, _, val_data = split_data(with_checks(load_pairs()))
     log = {**ABOUT, "questions": fingerprint(questions)}
-    if settings["before"]:
+    if settings["resume"] and (folder / LOG).is_file():
+        log["before"] = read_gemma_dpo_log(folder / LOG)["before"]
+    elif settings["before"]:
         log["before"] = read_gemma_dpo_log(settings["before"])["before"]
     else:
         log["before"] = answers_of(model, tokenizer, questions, settings)
@@ -276,11 +324,20 @@ def main(settings: dict) -> dict:
         drop_identical(train_data[: settings["num_pairs"]]),
         drop_identical(val_data[: settings["eval_pairs"]]),
     )
+    log["runs"] = []
+    settings["start"] = settings["start"] or str(folder / CHOSEN_WEIGHTS)
+    if settings["sft_epochs"] and not Path(settings["start"]).is_file():
+        torch.manual_seed(settings["seed"])
+        run = learn_chosen(model, tokenizer, train_pairs, val_pairs, settings, Path(settings["start"]))
+        log["runs"].append({"name": "chosen answers", "run": run, "after": answers_of(model.eval(), tokenizer, questions, settings)})
+        write_log(log, folder / LOG)
+    elif settings["sft_epochs"]:
+        model.blocks.load_state_dict(torch.load(settings["start"], weights_only=True)["blocks"])
+        log["runs"] = [run for run in stored_runs(folder / LOG) if run["name"] == "chosen answers"]
     torch.manual_seed(settings["seed"])
     run = tune(model, tokenizer, train_pairs, val_pairs, settings, learn_tones(train_data))
-    log["runs"] = [{"name": settings["name"] or f"beta {settings['beta']:g}", "run": run, "after": None}]
-    write_log(log, folder / LOG)  # at once: answering takes minutes, too
-    log["runs"][0]["after"] = answers_of(model.eval(), tokenizer, questions, settings)
+    answered = answers_of(model.eval(), tokenizer, questions, settings)
+    log["runs"].append({"name": settings["name"] or f"beta {settings['beta']:g}", "run": run, "after": answered})
     write_log(log, folder / LOG)
     print_reports(log)
     return log
@@ -292,6 +349,9 @@ def command_line(argv: list[str] | None = None) -> int:
     parser.add_argument("--weights", default=str(TUNED_FILE), help="blocks of the tuned Gemma, from gemma_instruction_finetuning.py")
     parser.add_argument("--name", help="name of the run in the log; None: beta and its value")
     parser.add_argument("--num_pairs", type=int_at_least(1), help="train on the first N pairs only; None: all")
+    parser.add_argument("--sft_epochs", type=int_at_least(0), default=1, help="passes over the chosen answers before DPO; 0: none")
+    parser.add_argument("--sft_rate", type=positive_float, default=5e-5, help="highest rate of AdamW in these passes")
+    parser.add_argument("--start", help="file of the blocks after these passes, shared by runs; None: in output_dir")
     parser.add_argument("--num_epochs", type=int_at_least(1), default=1, help="passes over the pairs")
     parser.add_argument("--batch_size", type=int_at_least(1), default=8, help="pairs per update")
     parser.add_argument("--learning_rate", type=positive_float, default=1e-5, help="highest rate of AdamW")

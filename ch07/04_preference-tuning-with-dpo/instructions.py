@@ -24,7 +24,7 @@ import torch
 from gemma3 import Gemma3Model, GemmaTokenizer, load_gemma3
 from llama import generate_batch
 from lora import replace_linear_with_lora
-from previous_chapters import GPTModel, read_text
+from previous_chapters import GPTModel, TrainingState, read_text, remaining_batches
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -598,6 +598,13 @@ def prepare_for_tuning(model: Gemma3Model, lora_rank: int = 0) -> nn.Module:
     return model.blocks
 
 
+def gemma_loader(data: list[dict], tokenizer, batch_size: int, device, shuffle: bool = False) -> DataLoader:
+    """Batches of (inputs, targets) that count the answers alone; padding and end are Gemma's <eos>. ch07-gemma3.ipynb."""
+    collate = partial(custom_collate_with_masking_fn, pad_token_id=tokenizer.eos_token_id, device=device)
+    dataset = InstructionDatasetWithMasking(data, tokenizer)
+    return DataLoader(dataset, batch_size, shuffle=shuffle, drop_last=shuffle and len(data) >= batch_size, collate_fn=collate)
+
+
 def answer_entries_gemma(model, entries: list[dict], tokenizer, max_new_tokens: int = 100, batch_size: int = 32) -> tuple[list, list]:
     """Return (the greedy answer to each entry, whether it ended by itself), prompts of like length together. ch07-gemma3.ipynb."""
     prompts = [encode_prompt(entry, tokenizer) for entry in entries]
@@ -614,6 +621,42 @@ def answer_entries_gemma(model, entries: list[dict], tokenizer, max_new_tokens: 
 def rate_factor(update: int, num_updates: int, warmup: int = 10) -> float:
     """What the learning rate is multiplied with: up to 1 within the first updates, then straight down to 0. Appendix D says why."""
     return min(1.0, (update + 1) / warmup) * (1 - update / num_updates)
+
+
+def train(
+    model, optimizer, loaders: tuple, num_epochs: int, state: TrainingState, eval_freq: int, after_step: Callable | None = None
+) -> None:
+    """Train until num_epochs are done. `state` collects the loss of each update, and the validation loss after some of them.
+
+    loaders: (training, validation), the latter measured after update 1 and every eval_freq ones. after_step(state) is called
+    after each update; returning True stops the run. ch07-gemma3.ipynb.
+    """
+    train_loader, val_loader = loaders
+    num_updates = num_epochs * len(train_loader)
+    peak_rates = [group["lr"] for group in optimizer.param_groups]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    model.train()
+    while state.epoch < num_epochs:
+        for inputs, targets in remaining_batches(train_loader, state):
+            for group, peak_rate in zip(optimizer.param_groups, peak_rates):
+                group["lr"] = peak_rate * rate_factor(state.step + 1, num_updates)
+            loss = calc_answer_loss(model, inputs, targets)
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            state.batch += 1
+            state.step += 1
+            state.tokens_seen += inputs.numel()
+            state.train_losses.append(loss.item())
+            if state.step == 0 or (state.step + 1) % eval_freq == 0:
+                state.val_losses.append(calc_answer_loss_loader(model, val_loader))
+                state.track_tokens_seen.append(state.tokens_seen)
+            if after_step is not None and after_step(state):
+                return
+        state.epoch += 1
+        state.batch = 0
+    model.eval()
 
 
 def load_tuned_gemma(path: str | Path = MODEL_FOLDER / WEIGHTS_NAME) -> tuple[Gemma3Model, GemmaTokenizer]:
