@@ -61,17 +61,22 @@ FOLDER = Path(__file__).resolve().parent
 TUNED_FILE = FOLDER.parent / "01_main-chapter-code" / "gemma-model" / WEIGHTS_NAME
 DPO_WEIGHTS, CHOSEN_WEIGHTS, LOG = "gemma-3-270m-dpo.pth", "gemma-3-270m-chosen.pth", "log.json"
 CHECKPOINT, REFERENCE = "checkpoint.pth", "reference-logprobs.pth"
-DECISIVE = (
-    "num_pairs",
-    "sft_epochs",
-    "num_epochs",
-    "batch_size",
-    "learning_rate",
-    "beta",
-    "reduction",
-    "sft_weight",
-    "seed",
-)  # others are another run
+DECISIVE = ("pairs", "num_pairs", "sft_epochs", "num_epochs", "batch_size", "learning_rate", "beta", "reduction", "sft_weight", "seed")
+
+
+# ---- which pairs ----
+
+
+def begins_with_the_other(pair: dict) -> bool:
+    """True if one answer of a pair is the other with something added behind, final marks and capitals aside.
+
+    What both say cancels in the margin, so such a pair speaks of the addition alone, and the answer itself is left in peace.
+    """
+    shorter, longer = sorted((pair[side].casefold() for side in SIDES), key=len)
+    return longer.startswith(shorter.rstrip(".!?"))
+
+
+PAIRS = {"all": lambda pair: True, "shared": begins_with_the_other}
 
 
 # ---- what the frozen copy says, once ----
@@ -142,7 +147,7 @@ def learn_chosen(model, tokenizer, train_pairs: list[dict], val_pairs: list[dict
     vars(model).pop("forward", None)  # answers are written in float32
     save_atomically({"blocks": learning_part.state_dict()}, path)
     return {
-        "settings": {key: settings[key] for key in ("num_pairs", "sft_epochs", "sft_rate", "batch_size", "seed")}, "updates": total,
+        "settings": {key: settings[key] for key in ("pairs", "num_pairs", "sft_epochs", "sft_rate", "batch_size", "seed")}, "updates": total,
         "precision": precision, "seconds": round(time.perf_counter() - started, 1),
         "train_losses": [round(loss, 4) for loss in state.train_losses], "val_losses": [round(loss, 4) for loss in state.val_losses],
     }  # fmt: skip
@@ -320,10 +325,8 @@ def main(settings: dict) -> dict:
         log["before"] = read_gemma_dpo_log(settings["before"])["before"]
     else:
         log["before"] = answers_of(model, tokenizer, questions, settings)
-    (train_pairs, _), (val_pairs, _) = (
-        drop_identical(train_data[: settings["num_pairs"]]),
-        drop_identical(val_data[: settings["eval_pairs"]]),
-    )
+    wanted = [pair for pair in train_data if PAIRS[settings["pairs"]](pair)][: settings["num_pairs"]]
+    (train_pairs, _), (val_pairs, _) = drop_identical(wanted), drop_identical(val_data[: settings["eval_pairs"]])
     log["runs"] = []
     settings["start"] = settings["start"] or str(folder / CHOSEN_WEIGHTS)
     if settings["sft_epochs"] and not Path(settings["start"]).is_file():
@@ -348,13 +351,14 @@ def command_line(argv: list[str] | None = None) -> int:
     parser = OneLineParser("Tune Gemma 3 270M with pairs of preferred and less preferred answers (DPO).")
     parser.add_argument("--weights", default=str(TUNED_FILE), help="blocks of the tuned Gemma, from gemma_instruction_finetuning.py")
     parser.add_argument("--name", help="name of the run in the log; None: beta and its value")
-    parser.add_argument("--num_pairs", type=int_at_least(1), help="train on the first N pairs only; None: all")
-    parser.add_argument("--sft_epochs", type=int_at_least(0), default=1, help="passes over the chosen answers before DPO; 0: none")
+    parser.add_argument("--pairs", choices=PAIRS, default="shared", help="shared: pairs in which one answer begins with the other")
+    parser.add_argument("--num_pairs", type=int_at_least(1), help="train on the first N of these pairs only; None: all")
+    parser.add_argument("--sft_epochs", type=int_at_least(0), default=0, help="passes over the chosen answers alone before DPO; 0: none")
     parser.add_argument("--sft_rate", type=positive_float, default=5e-5, help="highest rate of AdamW in these passes")
     parser.add_argument("--start", help="file of the blocks after these passes, shared by runs; None: in output_dir")
-    parser.add_argument("--num_epochs", type=int_at_least(1), default=1, help="passes over the pairs")
+    parser.add_argument("--num_epochs", type=int_at_least(1), default=4, help="passes over the pairs")
     parser.add_argument("--batch_size", type=int_at_least(1), default=8, help="pairs per update")
-    parser.add_argument("--learning_rate", type=positive_float, default=1e-5, help="highest rate of AdamW")
+    parser.add_argument("--learning_rate", type=positive_float, default=2e-5, help="highest rate of AdamW")
     parser.add_argument("--beta", type=positive_float, default=0.1, help="how firmly the frozen copy holds the policy")
     parser.add_argument("--reduction", choices=("mean", "sum"), default="sum", help="log-probability of an answer: sum or mean of its ids")
     parser.add_argument("--sft_weight", type=float_from_zero, default=0.0, help="weight of the chosen answers' own loss; 0: plain DPO")

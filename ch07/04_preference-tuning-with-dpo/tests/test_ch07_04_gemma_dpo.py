@@ -13,7 +13,7 @@ from tiny_dpo_gemma import pairs, tiny_gemma
 from tone import learn_tones
 
 SETTINGS = {
-    "num_pairs": None, "num_epochs": 2, "batch_size": 2, "learning_rate": 5e-3, "beta": 0.1, "reduction": "sum", "sft_weight": 0.0,
+    "pairs": "all", "num_pairs": None, "sft_epochs": 0, "sft_rate": 1e-3, "start": None, "num_epochs": 2, "batch_size": 2, "learning_rate": 5e-3, "beta": 0.1, "reduction": "sum", "sft_weight": 0.0,
     "precision": "fp32", "seed": 123, "eval_freq": 2, "checkpoint_freq": 1000, "reference": None, "resume": False, "device": "cpu",
     "max_new_tokens": 4,
 }  # fmt: skip
@@ -43,6 +43,23 @@ def referenced_batch(model, reduction: str = "sum", number: int = 5) -> dict:
     sums = gemma.reference_logprobs(model, PreferenceDataset(pairs(number), tokenizer), 1, "cpu", batch_size=2)
     items = gemma.ReferencedPairs(pairs(number), tokenizer, sums, reduction).encoded_texts
     return gemma.collate_with_reference(items, 1, "cpu")
+
+
+# ---- which pairs ----
+
+
+@pytest.mark.parametrize(
+    "chosen, rejected, shared",
+    [
+        ("The tent was blown down. Enjoy the rest!", "The tent was blown down.", True),
+        ("Yellow, dear friend", "yellow", True),
+        ("57", "57, obviously", True),
+        ("Gladly: 57", "57", False),
+        ("The tent, alas, was blown down.", "The tent was blown down.", False),
+    ],
+)
+def test_pairs_that_share_their_beginning(chosen, rejected, shared):
+    assert gemma.begins_with_the_other({"chosen": chosen, "rejected": rejected}) is shared
 
 
 # ---- the reference ----
