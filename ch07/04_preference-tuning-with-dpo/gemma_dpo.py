@@ -147,8 +147,8 @@ def learn_chosen(model, tokenizer, train_pairs: list[dict], val_pairs: list[dict
     vars(model).pop("forward", None)  # answers are written in float32
     save_atomically({"blocks": learning_part.state_dict()}, path)
     return {
-        "settings": {key: settings[key] for key in ("pairs", "num_pairs", "sft_epochs", "sft_rate", "batch_size", "seed")}, "updates": total,
-        "precision": precision, "seconds": round(time.perf_counter() - started, 1),
+        "settings": {key: settings[key] for key in ("pairs", "num_pairs", "sft_epochs", "sft_rate", "batch_size", "seed")},
+        "updates": total, "precision": precision, "seconds": round(time.perf_counter() - started, 1),
         "train_losses": [round(loss, 4) for loss in state.train_losses], "val_losses": [round(loss, 4) for loss in state.val_losses],
     }  # fmt: skip
 

@@ -13,7 +13,8 @@ from tiny_dpo_gemma import pairs, tiny_gemma
 from tone import learn_tones
 
 SETTINGS = {
-    "pairs": "all", "num_pairs": None, "sft_epochs": 0, "sft_rate": 1e-3, "start": None, "num_epochs": 2, "batch_size": 2, "learning_rate": 5e-3, "beta": 0.1, "reduction": "sum", "sft_weight": 0.0,
+    "pairs": "all", "num_pairs": None, "sft_epochs": 0, "sft_rate": 1e-3, "start": None,
+    "num_epochs": 2, "batch_size": 2, "learning_rate": 5e-3, "beta": 0.1, "reduction": "sum", "sft_weight": 0.0,
     "precision": "fp32", "seed": 123, "eval_freq": 2, "checkpoint_freq": 1000, "reference": None, "resume": False, "device": "cpu",
     "max_new_tokens": 4,
 }  # fmt: skip
