@@ -193,15 +193,16 @@ def find_tuned(path: str | None = None) -> Path | None:
 
 
 def tuned_policy(settings: dict, train_data: list[dict], val_data: list[dict], tokenizer, device) -> tuple[nn.Module, dict]:
-    """Return (the tuned gpt2-mini, its configuration): the one of settings["weights"], or one that is tuned here for a few epochs."""
+    """Return (the tuned gpt2-mini, its configuration): from settings["weights"], or one that learns chosen answers here. Section 3."""
     weights = find_tuned(settings["weights"])
     if weights is not None:
         return load_tuned_gpt(weights, device)
     model, cfg = load_pretrained_gpt({}, "mini", settings["models_dir"])
     model.to(device)
-    loaders = create_loaders(train_data, val_data, tokenizer, 8, cfg["context_length"], device)
+    entries = [{**pair, "output": pair["chosen"]} for pair in train_data if pair.get("check", True)]  # of the course's: the plain tasks
+    loaders = create_loaders(entries, val_data, tokenizer, 8, cfg["context_length"], device)
     epochs = settings["sft_epochs"]
-    print(f"no tuned model found: fine-tuning gpt2-mini for {epochs} epochs first")
+    print(f"no tuned model found: gpt2-mini learns the chosen answers for {epochs} epochs first")
     with tqdm(total=epochs * len(loaders[0]), unit="updates", mininterval=1) as bar:
         train_on_answers(model, *loaders, adamw(model, 1e-3, 0.1, device), epochs, 10**9, 1, bar.update)
     return model.eval(), cfg
@@ -257,12 +258,12 @@ def command_line(argv: list[str] | None = None) -> int:
     parser.add_argument("--num_pairs", type=int_at_least(1), help="train on the first N pairs only; None: all")
     parser.add_argument("--beta", type=positive_float, default=0.1, help="how firmly the frozen copy holds the policy")
     parser.add_argument("--reduction", choices=("mean", "sum"), default="sum", help="log-probability of an answer: sum or mean of its ids")
-    parser.add_argument("--learning_rate", type=positive_float, default=1e-4, help="of AdamW")
+    parser.add_argument("--learning_rate", type=positive_float, default=3e-4, help="of AdamW")
     parser.add_argument("--num_epochs", type=int_at_least(1), default=1, help="passes over the pairs")
     parser.add_argument("--batch_size", type=int_at_least(1), default=8, help="pairs per update")
     parser.add_argument("--eval_freq", type=int_at_least(1), default=20, help="updates from one measurement to the next")
     parser.add_argument("--eval_iter", type=int_at_least(1), default=5, help="batches per measurement")
-    parser.add_argument("--sft_epochs", type=int_at_least(1), default=3, help="epochs of the fine-tuning where no tuned model is found")
+    parser.add_argument("--sft_epochs", type=int_at_least(1), default=2, help="epochs of the fine-tuning where no tuned model is found")
     parser.add_argument("--models_dir", default=str(MODELS_DIR), help="folder of downloaded weights")
     parser.add_argument("--output_dir", default=str(FOLDER / "preference-model"), help="folder for all results")
     parser.add_argument("--overwrite", action="store_true", help="replace the results in output_dir")

@@ -76,7 +76,11 @@ def begins_with_the_other(pair: dict) -> bool:
     return longer.startswith(shorter.rstrip(".!?"))
 
 
-PAIRS = {"all": lambda pair: True, "shared": begins_with_the_other}
+PAIRS = {
+    "all": lambda pair: True,
+    "shared": begins_with_the_other,
+    "polite": lambda pair: begins_with_the_other(pair) and pair["rejected"] == pair["output"],
+}
 
 
 # ---- what the frozen copy says, once ----
@@ -351,7 +355,9 @@ def command_line(argv: list[str] | None = None) -> int:
     parser = OneLineParser("Tune Gemma 3 270M with pairs of preferred and less preferred answers (DPO).")
     parser.add_argument("--weights", default=str(TUNED_FILE), help="blocks of the tuned Gemma, from gemma_instruction_finetuning.py")
     parser.add_argument("--name", help="name of the run in the log; None: beta and its value")
-    parser.add_argument("--pairs", choices=PAIRS, default="shared", help="shared: pairs in which one answer begins with the other")
+    parser.add_argument(
+        "--pairs", choices=PAIRS, default="shared", help="shared: one answer begins with the other; polite: of these, the courteous"
+    )
     parser.add_argument("--num_pairs", type=int_at_least(1), help="train on the first N of these pairs only; None: all")
     parser.add_argument("--sft_epochs", type=int_at_least(0), default=0, help="passes over the chosen answers alone before DPO; 0: none")
     parser.add_argument("--sft_rate", type=positive_float, default=5e-5, help="highest rate of AdamW in these passes")

@@ -19,6 +19,7 @@ import base64
 import glob
 import hashlib
 import importlib.util
+import io
 import json
 import math
 import os
@@ -213,6 +214,33 @@ COLORS = {
     "blue": "#0072B2", "orange": "#E69F00", "green": "#009E73", "red": "#D55E00",
     "purple": "#CC79A7", "sky": "#56B4E9", "yellow": "#F0E442", "black": "#000000",
 }  # fmt: skip
+
+
+def use_course_style() -> None:
+    """Set matplotlib's defaults for the figures that follow."""
+    import matplotlib.pyplot as plt
+
+    sizes = {"axes.titlesize": 11, "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9}
+    figure = {"figure.figsize": (6.5, 3.2), "figure.dpi": 100, "figure.facecolor": "white", "figure.constrained_layout.use": True}
+    plain = {"axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left", "legend.frameon": False}
+    colors = {"axes.prop_cycle": plt.cycler(color=list(COLORS.values())), "image.cmap": "cividis"}
+    plt.rcParams.update({**figure, **plain, **sizes, **colors})
+
+
+def show(fig, alt: str) -> None:
+    """Display a matplotlib figure with a description that screen readers speak, then close it."""
+    import matplotlib.pyplot as plt
+    from IPython.display import display
+    from PIL import Image
+
+    if not alt.strip():
+        raise ValueError("a figure needs alt text: one sentence saying what it shows")
+    drawn, packed = io.BytesIO(), io.BytesIO()
+    fig.savefig(drawn, format="png", bbox_inches="tight")
+    Image.open(drawn).convert("RGB").quantize(256).save(packed, format="png", optimize=True)  # a palette: less than half the bytes
+    picture = base64.b64encode(packed.getvalue()).decode("ascii")
+    display({"image/png": picture, "text/plain": repr(fig)}, metadata={"image/png": {"alt": alt}}, raw=True)
+    plt.close(fig)
 
 
 # ---- from ch03/01_main-chapter-code/multihead_attention.py ----

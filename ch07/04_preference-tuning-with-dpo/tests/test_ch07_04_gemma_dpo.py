@@ -174,7 +174,7 @@ def small_program(monkeypatch):
 
 
 def run(weights, *options: str) -> int:
-    fixed = ["--weights", str(weights), "--max_new_tokens", "4", "--eval_pairs", "2", "--precision", "fp32"]
+    fixed = ["--weights", str(weights), "--max_new_tokens", "4", "--eval_pairs", "2", "--precision", "fp32", "--num_epochs", "1"]
     return gemma.command_line([*fixed, *options])
 
 
