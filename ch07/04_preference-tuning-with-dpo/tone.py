@@ -191,7 +191,7 @@ def report_lines(reports: dict[str, dict], accuracy: dict[str, tuple[int, int]])
     lines = [f"{'':24}" + "".join(f"{name:>12}" for name in reports)]
     for tone in TONES:
         right, of = accuracy[tone]
-        beside = f"    (of {of} {tone} answers of the test pairs, the judge recognizes {right / of:.0%})"
+        beside = f"    (of {of} {tone} answers of the test pairs, the judge recognizes {right / of:.0%})" if of else ""
         lines.append(f"{tone:24}" + "".join(f"{report[tone]:12.0%}" for report in reports.values()) + beside)
     for key, name in (("right", "right in any tone"), ("right_bare", "right and bare")):
         lines.append(f"{name:24}" + "".join(f"{f'{report[key][0]} of {report[key][1]}':>12}" for report in reports.values()))
