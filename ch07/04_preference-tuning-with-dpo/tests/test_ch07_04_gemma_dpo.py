@@ -190,6 +190,22 @@ def test_program_writes_weights_and_a_log_that_the_report_joins(tmp_path, weight
     assert "beta 0.5" in shown and "right in any tone" in shown and "6" in shown
 
 
+def test_a_first_stage_learns_the_chosen_answers_and_is_shared(tmp_path, weights, small_program, monkeypatch, capsys):
+    stage = ["--num_pairs", "8", "--pairs", "all", "--sft_epochs", "6", "--sft_rate", "1e-2"]
+    assert run(weights, *stage, "--output_dir", "one") == 0
+    first = json.loads((tmp_path / "one" / "log.json").read_text(encoding="utf-8"))["runs"]
+    assert [one["name"] for one in first] == ["chosen answers", "beta 0.1"]
+    losses = first[0]["run"]["train_losses"]
+    assert len(losses) == first[0]["run"]["updates"] == 6 and losses[-1] < losses[0] - 0.5
+    assert first[1]["run"]["training"][0][0] == pytest.approx(math.log(2), abs=1e-3)  # the reference is the model after the first stage
+    kept = (tmp_path / "one" / gemma.CHOSEN_WEIGHTS).read_bytes()
+    monkeypatch.setattr(gemma, "learn_chosen", lambda *args: pytest.fail("learned again"))
+    assert run(weights, *stage, "--output_dir", "two", "--start", f"one/{gemma.CHOSEN_WEIGHTS}", "--beta", "0.5") == 0
+    second = json.loads((tmp_path / "two" / "log.json").read_text(encoding="utf-8"))["runs"]
+    assert [one["name"] for one in second] == ["beta 0.5"] and (tmp_path / "one" / gemma.CHOSEN_WEIGHTS).read_bytes() == kept
+    assert second[0]["run"]["training"][0][3] == pytest.approx(first[1]["run"]["training"][0][3], rel=1e-3)  # the same start
+
+
 def assert_exits_with_one_line(capsys, call, *words: str) -> None:
     with pytest.raises(SystemExit) as stop:
         call()
