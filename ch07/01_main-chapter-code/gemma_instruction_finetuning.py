@@ -45,7 +45,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-FOLDER = Path(__file__).resolve().parent
+MODEL_FOLDER = Path(__file__).resolve().parent / "gemma-model"
 WEIGHTS_NAME, CHECKPOINT_NAME, LOG_NAME = "gemma-3-270m-sft.pth", "checkpoint.pth", "log.json"
 DECISIVE = ("data", "num_epochs", "batch_size", "learning_rate", "lora_rank", "seed")  # a checkpoint under others is another run
 
@@ -173,7 +173,7 @@ def tune(model, tokenizer, train_data: list[dict], val_data: list[dict], setting
     }  # fmt: skip
 
 
-def load_tuned_gemma(path: str | Path = FOLDER / "gemma-model" / WEIGHTS_NAME) -> tuple[Gemma3Model, GemmaTokenizer]:
+def load_tuned_gemma(path: str | Path = MODEL_FOLDER / WEIGHTS_NAME) -> tuple[Gemma3Model, GemmaTokenizer]:
     """Return (tuned Gemma in eval mode, its tokenizer) from the blocks that this program has saved. ch07-gemma3.ipynb.
 
     ValueError in one line for a file that is missing or something else; FileNotFoundError where Gemma is not installed.
@@ -244,7 +244,7 @@ def command_line(argv: list[str] | None = None) -> int:
     parser.add_argument("--max_new_tokens", type=int_at_least(1), default=100, help="longest answer")
     parser.add_argument("--eval_freq", type=int_at_least(1), default=29, help="updates from one measurement to the next")
     parser.add_argument("--checkpoint_freq", type=int_at_least(1), default=30, help="updates from one checkpoint to the next")
-    parser.add_argument("--output_dir", default=str(FOLDER / "gemma-model"), help="folder for all results")
+    parser.add_argument("--output_dir", default=str(MODEL_FOLDER), help="folder for all results")
     parser.add_argument("--overwrite", action="store_true", help="replace the results in output_dir")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in output_dir")
     parser.add_argument("--seed", type=int, default=123, help="random seed: the order of the entries, and the adapters")

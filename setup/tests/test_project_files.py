@@ -336,6 +336,7 @@ def test_a_folder_shows_its_own_files_and_at_most_three_borrowed_modules():
     most = {
         "ch07/01_main-chapter-code": 4,  # it tunes models of two architectures, with adapters
         "ch07/03_model-evaluation": 5,  # its server runs two architectures, with compiled steps
+        "ch07/04_preference-tuning-with-dpo": 6,  # it tunes models of two architectures and asks the local server
         "ch07/07_the-whole-story": 4,  # it goes through all chapters
     }
     assert 10 < sum(generated.values()) and {folder: n for folder, n in generated.items() if n > most.get(folder, 3)} == {}
