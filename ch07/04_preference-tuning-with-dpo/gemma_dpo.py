@@ -4,7 +4,7 @@ It is the loss of dpo_from_scratch.py with what a larger model needs: the frozen
 kept, because they never change, so no second model stands in memory; a learning rate that rises and falls; checkpoints.
 
 Run it (after `make gemma`, and after gemma_instruction_finetuning.py of the chapter, whose weights it starts from):
-    python gemma_dpo.py                                     # half an hour on two cores, half of it for the answers before and after
+    python gemma_dpo.py                                     # a quarter of an hour on two cores, most of it for the answers
     python gemma_dpo.py --resume                            # go on where it was stopped
     python gemma_dpo.py --beta 0.5 --name "beta 0.5" --output_dir gemma-dpo-beta-0.5
 """
