@@ -1,10 +1,10 @@
-"""DPO with a real model: Gemma 3 270M, tuned on the chapter's instructions, learns to be courteous from the same 935 pairs.
+"""DPO with a real model: Gemma 3 270M, tuned on the chapter's instructions, learns to be courteous from pairs.
 
 It is the loss of dpo_from_scratch.py with what a larger model needs: the frozen copy's log-probabilities are computed once and
 kept, because they never change, so no second model stands in memory; a learning rate that rises and falls; checkpoints.
 
 Run it (after `make gemma`, and after gemma_instruction_finetuning.py of the chapter, whose weights it starts from):
-    python gemma_dpo.py                                     # half an hour on two cores, half of it for the answers before and after
+    python gemma_dpo.py                                     # a quarter of an hour on two cores, most of it for the answers
     python gemma_dpo.py --resume                            # go on where it was stopped
     python gemma_dpo.py --beta 0.5 --name "beta 0.5" --output_dir gemma-dpo-beta-0.5
 """
@@ -356,21 +356,21 @@ def command_line(argv: list[str] | None = None) -> int:
     parser.add_argument("--weights", default=str(TUNED_FILE), help="blocks of the tuned Gemma, from gemma_instruction_finetuning.py")
     parser.add_argument("--name", help="name of the run in the log; None: beta and its value")
     parser.add_argument(
-        "--pairs", choices=PAIRS, default="shared", help="shared: one answer begins with the other; polite: of these, the courteous"
+        "--pairs", choices=PAIRS, default="polite", help="shared: one answer begins with the other; polite: of these, the courteous"
     )
     parser.add_argument("--num_pairs", type=int_at_least(1), help="train on the first N of these pairs only; None: all")
     parser.add_argument("--sft_epochs", type=int_at_least(0), default=0, help="passes over the chosen answers alone before DPO; 0: none")
     parser.add_argument("--sft_rate", type=positive_float, default=5e-5, help="highest rate of AdamW in these passes")
     parser.add_argument("--start", help="file of the blocks after these passes, shared by runs; None: in output_dir")
-    parser.add_argument("--num_epochs", type=int_at_least(1), default=4, help="passes over the pairs")
+    parser.add_argument("--num_epochs", type=int_at_least(1), default=2, help="passes over the pairs")
     parser.add_argument("--batch_size", type=int_at_least(1), default=8, help="pairs per update")
-    parser.add_argument("--learning_rate", type=positive_float, default=2e-5, help="highest rate of AdamW")
+    parser.add_argument("--learning_rate", type=positive_float, default=5e-5, help="highest rate of AdamW")
     parser.add_argument("--beta", type=positive_float, default=0.1, help="how firmly the frozen copy holds the policy")
     parser.add_argument("--reduction", choices=("mean", "sum"), default="sum", help="log-probability of an answer: sum or mean of its ids")
-    parser.add_argument("--sft_weight", type=float_from_zero, default=0.0, help="weight of the chosen answers' own loss; 0: plain DPO")
+    parser.add_argument("--sft_weight", type=float_from_zero, default=0.25, help="weight of the chosen answers' own loss; 0: plain DPO")
     parser.add_argument("--precision", choices=("fp32", "bf16", "auto"), default="auto", help="auto: bf16 where it is fast")
     parser.add_argument("--max_new_tokens", type=int_at_least(1), default=60, help="longest answer")
-    parser.add_argument("--eval_freq", type=int_at_least(1), default=20, help="updates from one measurement to the next")
+    parser.add_argument("--eval_freq", type=int_at_least(1), default=5, help="updates from one measurement to the next")
     parser.add_argument("--eval_pairs", type=int_at_least(1), default=24, help="validation entries to measure with")
     parser.add_argument("--checkpoint_freq", type=int_at_least(1), default=30, help="updates from one checkpoint to the next")
     parser.add_argument("--reference", help="file of the frozen copy's log-probabilities, shared by runs; None: in output_dir")

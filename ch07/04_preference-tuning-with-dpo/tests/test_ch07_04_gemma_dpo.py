@@ -174,7 +174,20 @@ def small_program(monkeypatch):
 
 
 def run(weights, *options: str) -> int:
-    fixed = ["--weights", str(weights), "--max_new_tokens", "4", "--eval_pairs", "2", "--precision", "fp32", "--num_epochs", "1"]
+    fixed = [
+        "--weights",
+        str(weights),
+        "--max_new_tokens",
+        "4",
+        "--eval_pairs",
+        "2",
+        "--precision",
+        "fp32",
+        "--num_epochs",
+        "1",
+        "--sft_weight",
+        "0",
+    ]
     return gemma.command_line([*fixed, *options])
 
 
