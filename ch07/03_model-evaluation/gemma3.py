@@ -284,19 +284,11 @@ class GemmaNames(Mapping):
     """
 
     PARTS = {
-        "attn_q": "self_attn.q_proj",
-        "attn_k": "self_attn.k_proj",
-        "attn_v": "self_attn.v_proj",
-        "attn_output": "self_attn.o_proj",
-        "attn_q_norm": "self_attn.q_norm",
-        "attn_k_norm": "self_attn.k_norm",
-        "ffn_gate": "mlp.gate_proj",
-        "ffn_up": "mlp.up_proj",
-        "ffn_down": "mlp.down_proj",
-        "attn_norm": "input_layernorm",
-        "post_attention_norm": "post_attention_layernorm",
-        "ffn_norm": "pre_feedforward_layernorm",
-        "post_ffw_norm": "post_feedforward_layernorm",
+        "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
+        "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
+        "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+        "attn_norm": "input_layernorm", "post_attention_norm": "post_attention_layernorm",
+        "ffn_norm": "pre_feedforward_layernorm", "post_ffw_norm": "post_feedforward_layernorm",
     }
     TOP = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight", "output.weight": "lm_head.weight"}
 
@@ -338,15 +330,10 @@ def gemma_parameters(model, n_layers):
     for number, block in enumerate(model.blocks[:n_layers]):
         att, ff = block.att, block.ff
         parts = {
-            "self_attn.q_proj": att.W_query.weight,
-            "self_attn.k_proj": att.W_key.weight,
-            "self_attn.v_proj": att.W_value.weight,
-            "self_attn.o_proj": att.out_proj.weight,
-            "mlp.gate_proj": ff.fc1.weight,
-            "mlp.up_proj": ff.fc2.weight,
-            "mlp.down_proj": ff.fc3.weight,
-            "input_layernorm": block.input_layernorm.scale,
-            "post_attention_layernorm": block.post_attention_layernorm.scale,
+            "self_attn.q_proj": att.W_query.weight, "self_attn.k_proj": att.W_key.weight,
+            "self_attn.v_proj": att.W_value.weight, "self_attn.o_proj": att.out_proj.weight,
+            "mlp.gate_proj": ff.fc1.weight, "mlp.up_proj": ff.fc2.weight, "mlp.down_proj": ff.fc3.weight,
+            "input_layernorm": block.input_layernorm.scale, "post_attention_layernorm": block.post_attention_layernorm.scale,
             "pre_feedforward_layernorm": block.pre_feedforward_layernorm.scale,
             "post_feedforward_layernorm": block.post_feedforward_layernorm.scale,
         }
@@ -392,21 +379,9 @@ def load_weights_into_gemma(model, param_config, params):
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 GEMMA3_CONFIG_270M = {
-    "vocab_size": 262_144,
-    "context_length": 32_768,
-    "emb_dim": 640,
-    "n_heads": 4,
-    "n_layers": 18,
-    "hidden_dim": 2048,
-    "head_dim": 256,
-    "qk_norm": True,
-    "n_kv_groups": 1,
-    "rope_base": 1_000_000.0,
-    "rope_local_base": 10_000.0,
-    "sliding_window": 512,
-    "layer_types": ([SLIDING] * 5 + [FULL]) * 3,
-    "query_pre_attn_scalar": 256,
-    "dtype": torch.bfloat16,
+    "vocab_size": 262_144, "context_length": 32_768, "emb_dim": 640, "n_heads": 4, "n_layers": 18, "hidden_dim": 2048,
+    "head_dim": 256, "qk_norm": True, "n_kv_groups": 1, "rope_base": 1_000_000.0, "rope_local_base": 10_000.0,
+    "sliding_window": 512, "layer_types": ([SLIDING] * 5 + [FULL]) * 3, "query_pre_attn_scalar": 256, "dtype": torch.bfloat16,
 }
 
 
@@ -512,14 +487,8 @@ class TransformerBlock(nn.Module):
             raise ValueError(f"the layer type {attn_type!r} is neither {SLIDING!r} nor {FULL!r}")
         self.attn_type = attn_type
         self.att = GroupedQueryAttention(
-            cfg["emb_dim"],
-            cfg["n_heads"],
-            cfg["n_kv_groups"],
-            cfg["head_dim"],
-            cfg["qk_norm"],
-            cfg["query_pre_attn_scalar"],
-            cfg["dtype"],
-            cfg["sliding_window"] if attn_type == SLIDING else None,
+            cfg["emb_dim"], cfg["n_heads"], cfg["n_kv_groups"], cfg["head_dim"], cfg["qk_norm"], cfg["query_pre_attn_scalar"],
+            cfg["dtype"], cfg["sliding_window"] if attn_type == SLIDING else None,
         )
         self.ff = FeedForward(cfg)
         self.input_layernorm = RMSNorm(cfg["emb_dim"])

@@ -61,7 +61,7 @@ def byte_characters() -> list[str]:
 
 
 def split_digits(text: str) -> list[str]:
-    """ "in 1848 or" -> ["in ", "1", "8", "4", "8", " or"]: each numeric character alone, the text between them whole."""
+    """"in 1848 or" -> ["in ", "1", "8", "4", "8", " or"]: each numeric character alone, the text between them whole."""
     pieces, start = [], 0
     for match in DIGIT.finditer(text):
         pieces += [text[start : match.start()], match.group()]
@@ -353,54 +353,19 @@ def dequantize_q6_k(data, shape) -> torch.Tensor:
 
 # type number -> (name, weights in a block, bytes of a block)
 TENSOR_TYPES = {
-    0: ("F32", 1, 4),
-    1: ("F16", 1, 2),
-    30: ("BF16", 1, 2),
-    2: ("Q4_0", BLOCK, 18),
-    3: ("Q4_1", BLOCK, 20),
-    6: ("Q5_0", BLOCK, 22),
-    7: ("Q5_1", BLOCK, 24),
-    8: ("Q8_0", BLOCK, 34),
-    12: ("Q4_K", SUPER_BLOCK, 144),
-    13: ("Q5_K", SUPER_BLOCK, 176),
-    14: ("Q6_K", SUPER_BLOCK, 210),
+    0: ("F32", 1, 4), 1: ("F16", 1, 2), 30: ("BF16", 1, 2),
+    2: ("Q4_0", BLOCK, 18), 3: ("Q4_1", BLOCK, 20), 6: ("Q5_0", BLOCK, 22), 7: ("Q5_1", BLOCK, 24), 8: ("Q8_0", BLOCK, 34),
+    12: ("Q4_K", SUPER_BLOCK, 144), 13: ("Q5_K", SUPER_BLOCK, 176), 14: ("Q6_K", SUPER_BLOCK, 210),
 }
 DEQUANTIZE = {
-    "F32": dequantize_f32,
-    "F16": dequantize_f16,
-    "BF16": dequantize_bf16,
-    "Q4_0": dequantize_q4_0,
-    "Q4_1": dequantize_q4_1,
-    "Q5_0": dequantize_q5_0,
-    "Q5_1": dequantize_q5_1,
-    "Q8_0": dequantize_q8_0,
-    "Q4_K": dequantize_q4_k,
-    "Q5_K": dequantize_q5_k,
-    "Q6_K": dequantize_q6_k,
+    "F32": dequantize_f32, "F16": dequantize_f16, "BF16": dequantize_bf16,
+    "Q4_0": dequantize_q4_0, "Q4_1": dequantize_q4_1, "Q5_0": dequantize_q5_0, "Q5_1": dequantize_q5_1, "Q8_0": dequantize_q8_0,
+    "Q4_K": dequantize_q4_k, "Q5_K": dequantize_q5_k, "Q6_K": dequantize_q6_k,
 }
 # numbers of the types that exist and are not read here, for the message that refuses them
 OTHER_TYPES = {
-    9: "Q8_1",
-    10: "Q2_K",
-    11: "Q3_K",
-    15: "Q8_K",
-    16: "IQ2_XXS",
-    17: "IQ2_XS",
-    18: "IQ3_XXS",
-    19: "IQ1_S",
-    20: "IQ4_NL",
-    21: "IQ3_S",
-    22: "IQ2_S",
-    23: "IQ4_XS",
-    24: "I8",
-    25: "I16",
-    26: "I32",
-    27: "I64",
-    28: "F64",
-    29: "IQ1_M",
-    34: "TQ1_0",
-    35: "TQ2_0",
-    39: "MXFP4",
+    9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S",
+    22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
 }
 
 
@@ -449,15 +414,9 @@ class HuggingFaceNames(Mapping):
     """
 
     PARTS = {
-        "attn_q": "self_attn.q_proj",
-        "attn_k": "self_attn.k_proj",
-        "attn_v": "self_attn.v_proj",
-        "attn_output": "self_attn.o_proj",
-        "ffn_gate": "mlp.gate_proj",
-        "ffn_up": "mlp.up_proj",
-        "ffn_down": "mlp.down_proj",
-        "attn_norm": "input_layernorm",
-        "ffn_norm": "post_attention_layernorm",
+        "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
+        "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+        "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
     }
     TOP = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight", "output.weight": "lm_head.weight"}
 
@@ -559,17 +518,12 @@ def config_from_gguf(metadata, tensors) -> dict:
     if not isinstance(rope_base, (int, float)) or not 0 < rope_base < math.inf:
         raise ValueError(f"llama.rope.freq_base is {rope_base!r}; a positive number is needed")
     return {
-        "vocab_size": vocab_size,
-        "context_length": positive(metadata, "llama.context_length"),
-        "emb_dim": emb_dim,
-        "n_heads": n_heads,
-        "n_layers": positive(metadata, "llama.block_count"),
+        "vocab_size": vocab_size, "context_length": positive(metadata, "llama.context_length"), "emb_dim": emb_dim,
+        "n_heads": n_heads, "n_layers": positive(metadata, "llama.block_count"),
         "hidden_dim": positive(metadata, "llama.feed_forward_length"),
-        "n_kv_groups": positive(metadata, "llama.attention.head_count_kv", n_heads),
-        "rope_base": float(rope_base),
+        "n_kv_groups": positive(metadata, "llama.attention.head_count_kv", n_heads), "rope_base": float(rope_base),
         "rope_freq": rope_freq_from_table(tensors[ROPE_TABLE], head_dim, rope_base) if ROPE_TABLE in shapes else None,
-        "dtype": torch.float32,
-        "tied": "output.weight" not in shapes,
+        "dtype": torch.float32, "tied": "output.weight" not in shapes,
     }
 
 
@@ -911,15 +865,10 @@ def load_weights_into_llama(model, param_config, params):
         prefix = f"model.layers.{number}."
         att, ff = block.att, block.ff
         parts = {
-            "self_attn.q_proj": att.W_query,
-            "self_attn.k_proj": att.W_key,
-            "self_attn.v_proj": att.W_value,
-            "self_attn.o_proj": att.out_proj,
-            "mlp.gate_proj": ff.fc1,
-            "mlp.up_proj": ff.fc2,
-            "mlp.down_proj": ff.fc3,
-            "input_layernorm": block.norm1,
-            "post_attention_layernorm": block.norm2,
+            "self_attn.q_proj": att.W_query, "self_attn.k_proj": att.W_key,
+            "self_attn.v_proj": att.W_value, "self_attn.o_proj": att.out_proj,
+            "mlp.gate_proj": ff.fc1, "mlp.up_proj": ff.fc2, "mlp.down_proj": ff.fc3,
+            "input_layernorm": block.norm1, "post_attention_layernorm": block.norm2,
         }
         wanted |= {f"{prefix}{part}.weight": module for part, module in parts.items()}
     if "lm_head.weight" in params:
