@@ -16,6 +16,7 @@ import urllib.request
 from decimal import Decimal
 
 import psutil
+from tqdm import tqdm
 
 # ---- from ch07/01_main-chapter-code/instruction_data_verifiers.py ----
 
@@ -355,6 +356,24 @@ def parse_score(reply: str) -> int | None:
     if len(numbers) != 1 or not numbers[0].isdecimal() or int(numbers[0]) > 100:
         return None
     return int(numbers[0])
+
+
+def generate_model_scores(json_data: list[dict], json_key: str, model: str = "llama3", url: str = CHAT_URL) -> list[int | None]:
+    """Return one score for each entry: from 0 to 100, or None where the judge's reply holds no such score. Section 7.8.
+
+    An empty answer gets 0 without a question. Raises ValueError, naming the entry, where the field json_key is missing, and
+    what `query_model` raises.
+    """
+    for index, entry in enumerate(json_data):
+        if not isinstance(entry.get(json_key), str):
+            raise ValueError(f"entry {index} has no text in the field {json_key!r}")
+    scores = []
+    for entry in tqdm(json_data, desc=f"scoring {json_key}", unit="answers", mininterval=1):
+        if not entry[json_key].strip():
+            scores.append(0)
+        else:
+            scores.append(parse_score(query_model(judge_prompt(entry, entry[json_key]), model, url)))
+    return scores
 
 
 def mean_score(scores: list[int | None]) -> float | None:
