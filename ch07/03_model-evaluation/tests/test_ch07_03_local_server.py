@@ -134,8 +134,9 @@ def test_errors_arrive_as_the_clients_own(ollama_client, openai_client):
     assert error.value.code == "model_not_found"
     long = [{"role": "user", "content": "x" * ECHO_CONTEXT}]
     for stream in (False, True):
-        with pytest.raises(ollama.ResponseError, match=f"{ECHO_CONTEXT + 6} tokens"):
+        with pytest.raises(ollama.ResponseError, match=f"{ECHO_CONTEXT + 6} tokens") as error:
             list(ollama_client.chat("echo", long, stream=stream))
+        assert error.value.status_code == 400  # also where a stream was asked for
     with pytest.raises(openai.BadRequestError) as error:
         openai_client.chat.completions.create(model="echo", messages=long)
     assert error.value.code == "context_length_exceeded"
