@@ -335,7 +335,7 @@ def test_a_folder_shows_its_own_files_and_at_most_three_borrowed_modules():
     generated = Counter(Path(name).parent.as_posix() for name in modules)
     most = {
         "ch07/01_main-chapter-code": 4,  # it tunes models of two architectures, with adapters
-        "ch07/03_model-evaluation": 5,  # its server runs two architectures, with compiled steps
+        "ch07/03_model-evaluation": 6,  # its server runs two architectures, with compiled steps; a judge is a BERT
         "ch07/04_preference-tuning-with-dpo": 6,  # it tunes models of two architectures and asks the local server
         "ch07/07_the-whole-story": 4,  # it goes through all chapters
     }
