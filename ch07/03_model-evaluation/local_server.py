@@ -138,7 +138,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"argument --port: {args.port} is too large (allowed: 0 to 65535)")
     from serving_models import load_models  # here: whoever borrows `create_server` does without its models
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends the server as Ctrl-C does
+    for number in (signal.SIGTERM, signal.SIGINT):  # Ctrl-C, too: a shell script's background programs ignore it otherwise
+        signal.signal(number, signal.default_int_handler)
     server = None
     try:
         server = create_server(args.host, args.port, {}, queue_size=args.queue_size, max_request_bytes=args.max_request_bytes)

@@ -38,8 +38,10 @@ def judge_server():
     """The address of chapter 7's local server, started as a program."""
     command = [sys.executable, REPO / "ch07/03_model-evaluation/local_server.py", "--port", "0", "--plain"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        yield server.stdout.readline().partition(" at ")[2].split(" ")[0]
-        server.terminate()
+        try:
+            yield server.stdout.readline().partition(" at ")[2].split(" ")[0]
+        finally:
+            server.terminate()
 
 
 @pytest.mark.slow  # SmolLM2 answers eight questions

@@ -129,6 +129,9 @@ def data_packages(name="setup/data-packages.txt"):
 # ---- packages -------------------------------------------------------------------------------------------------------
 
 
+SUBFOLDERS = ("tests", "scores")  # their files import what lies one folder above
+
+
 def undeclared(tree_list, local, declared):
     """Third-party modules that trees import and no requirement declares."""
     found = set()
@@ -141,9 +144,9 @@ def undeclared(tree_list, local, declared):
 
 
 def local_modules(name):
-    """Modules a file may import because they lie in its folder, or in the one its tests test."""
+    """Modules a file may import because they lie in its folder, or in the one that its subfolder belongs to."""
     folder = Path(name).parent
-    places = [folder, folder.parent] if folder.name == "tests" else [folder]
+    places = [folder, folder.parent] if folder.name in SUBFOLDERS else [folder]
     return {Path(other).stem for other in tracked() if other.endswith(".py") and Path(other).parent in places}
 
 
@@ -151,7 +154,8 @@ def test_every_imported_module_is_declared():
     core = {canonicalize_name(r.name) for r in requirements("requirements.txt")}
     missing = {}
     for name in code_files():
-        extra = f"{Path(name).parent.as_posix().removesuffix('/tests')}/requirements-extra.txt"
+        folder = Path(name).parent
+        extra = f"{(folder.parent if folder.name in SUBFOLDERS else folder).as_posix()}/requirements-extra.txt"
         declared = core | ({canonicalize_name(r.name) for r in requirements(extra)} if extra in tracked() else set())
         found = undeclared(trees(name), local_modules(name), declared)
         if found:
@@ -337,6 +341,8 @@ def test_a_folder_shows_its_own_files_and_at_most_three_borrowed_modules():
         "ch07/01_main-chapter-code": 4,  # it tunes models of two architectures, with adapters
         "ch07/03_model-evaluation": 6,  # its server runs two architectures, with compiled steps; a judge is a BERT
         "ch07/04_preference-tuning-with-dpo": 6,  # it tunes models of two architectures and asks the local server
+        "ch07/05_dataset-generation": 5,  # it asks the local server and checks what comes as folder 02 does
+        "ch07/06_user_interface": 4,  # its page is served and tested as chapter 6's is
         "ch07/07_the-whole-story": 4,  # it goes through all chapters
     }
     assert 10 < sum(generated.values()) and {folder: n for folder, n in generated.items() if n > most.get(folder, 3)} == {}

@@ -392,10 +392,13 @@ def test_the_program_serves_and_ends_when_asked(number):
         status, answer = ask(
             url, "/api/generate", {"model": "smollm2:135m", "prompt": "Hi", "stream": False, "options": {"num_predict": 2}}
         )
-        with opened_at(url) as running:
-            running.recv(1)
-            process.send_signal(number)
-            out, err = process.communicate(timeout=120)
+        try:
+            with opened_at(url) as running:
+                running.recv(1)
+                process.send_signal(number)
+                out, err = process.communicate(timeout=120)
+        finally:
+            process.kill()  # or `with` would wait for ever for a server that does not end
     assert status == 200 and answer["eval_count"] <= 2
     assert (process.returncode, out, err) == (0, "stopped\n", "")
 
