@@ -97,7 +97,7 @@ class CharGPT(OneHead):
 def get_batch(ids: torch.Tensor, size: int = BATCH) -> tuple[torch.Tensor, torch.Tensor]:
     """Random places of the text: inputs, and as targets the same one character further."""
     starts = torch.randint(len(ids) - CONTEXT, (size,))
-    windows = torch.stack([ids[start : start + CONTEXT + 1] for start in starts])  # (b, CONTEXT + 1)
+    windows = torch.stack([ids[start : start + CONTEXT + 1] for start in starts])  # (b, window)
     return windows[:, :-1], windows[:, 1:]
 
 
@@ -135,7 +135,7 @@ def write(model: nn.Module, prompt: list[int], num_characters: int) -> list[int]
     for _ in range(num_characters):
         scores = model(ids[:, -CONTEXT:])[:, -1]  # (1, vocab_size)
         drawn = torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1)  # (1, 1)
-        ids = torch.cat([ids, drawn], dim=1)  # (1, num_tokens + 1)
+        ids = torch.cat([ids, drawn], dim=1)  # (1, total_tokens)
     return ids[0].tolist()
 
 

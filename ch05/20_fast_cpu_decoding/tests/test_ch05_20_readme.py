@@ -44,7 +44,7 @@ def test_the_commands_of_the_readme_run(command, capsys, tmp_path):
 
 
 def test_the_options_of_the_whole_measurement_exist():
-    assert len(COMMANDS) >= 3 and len(MEASUREMENTS) == 2
+    assert len(COMMANDS) >= 3 and len(MEASUREMENTS) == 3
     for options in MEASUREMENTS:
         assert ladder.build_parser().parse_args(options).models
 

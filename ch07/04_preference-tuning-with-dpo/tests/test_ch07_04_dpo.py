@@ -142,7 +142,7 @@ PROPERTIES = [
 MASKS = 'result[f"{side}_mask"] = torch.tensor(masks, device=device)'
 JOINED = "tokenizer.encode_ordinary(tokenizer.decode(prompt) + pair[side])"
 MUTANTS = {  # what is wrong: (what the source says, what the mutant says, the property that must not hold)
-    "mask of chosen used for rejected": (MASKS, MASKS + ".logical_and(True) if side == 'chosen' else result['chosen_mask']", 0),
+    "mask of chosen used for rejected": (MASKS, MASKS + " if side == 'chosen' else result['chosen_mask']", 0),
     "inverted mask": (MASKS, MASKS.replace("torch.tensor", "~torch.tensor"), 0),
     "padding counts": ("[False] * padding", "[True] * padding", 0),
     "prompt of rejected counts": ("[not mask_prompt_tokens] * first", '[side == "rejected"] * first', 0),
