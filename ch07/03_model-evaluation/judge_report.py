@@ -174,7 +174,7 @@ def judges_note(log: dict, entries: list[dict]) -> dict:
         "smollm2-asked": {
             "prompt": judge_prompt(entries[0], "ANSWER"),
             "options": {**OPTIONS, "num_predict": MOST_TOKENS},
-            "server": "local_server.py --plain (float32)",
+            "server": "float32, as local_server.py --plain answers",
         },
         "gemma3-reads": {"prompt": shots_text() + example(task, output, "ANSWER"), "options": "it writes nothing"},
         "minilm": {"prompt": "none: it reads output and answer, not the task", "options": "mean of the token vectors, cosine similarity"},

@@ -3,7 +3,7 @@
 Each stage says what it does and why, trains with the loops and settings of its chapter, and measures what came out; the last
 lets two larger models answer the same questions. Stopped anywhere, the same command goes on.
 
-Run it:  python the_whole_story.py                                        (about eight minutes on two cores; make run in the root)
+Run it:  python the_whole_story.py                                        (five to ten minutes on two cores; make run in the root)
          python the_whole_story.py --story_model 124M --output_dir big    (chapter 4's model of 124M learns the story: longer)
 """
 
