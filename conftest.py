@@ -175,9 +175,17 @@ def pytest_runtest_call(item):
             item.config._course_shapes.after_test()
 
 
+def _keep_captured_output_open() -> None:
+    """TensorFlow's absl closes its stream, stderr as it was at the import, when a server configures logging: let it not be pytest's."""
+    absl_logging = sys.modules.get("absl.logging")
+    if absl_logging is not None:
+        absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__  # which absl never closes
+
+
 @pytest.fixture(autouse=True)
 def _fresh_start(tmp_path, monkeypatch):
     """Seed again after fixtures of wider scope, and work in an empty folder, so that no test litters the repository."""
+    _keep_captured_output_open()
     monkeypatch.chdir(tmp_path)
     _seed()
 
