@@ -298,6 +298,14 @@ def check_3_7(multi_head_forward: Callable) -> None:
     passed("3.7")
 
 
+def two_slips_agree(parts: dict[str, int], b: int) -> bool:
+    """Whether two different slips would give the same wrong number (scores and weighted sum always cost the same)."""
+    total = sum(parts.values())
+    kinds = {part for name, part in parts.items() if name != "weighted sum"}
+    wrong = [total / 2, total / b, *(total - part for part in kinds), *(total - part / 2 for part in kinds)]
+    return len(kinds) < 3 or len(set(wrong)) < len(wrong)
+
+
 def flops_slip(got: object, parts: dict[str, int], b: int, num_heads: int) -> str:
     """The question for a wrong number of operations: which slip makes this number?"""
     total, per_pair = sum(parts.values()), parts["scores"] + parts["weighted sum"]
@@ -318,18 +326,21 @@ def flops_slip(got: object, parts: dict[str, int], b: int, num_heads: int) -> st
 @exercise("3.8", answer="attention_flops")
 def check_3_8(attention_flops: Callable) -> None:
     """PyTorch counts the operations of a real forward pass, of sizes drawn anew each time."""
-    draw = random.Random()
-    for _ in range(4):
+    draw, counted = random.Random(), 0
+    while counted < 4:
         b, num_heads, head_dim = draw.randint(3, 5), draw.randint(2, 5), draw.randint(2, 7)
         num_tokens, d_in, d_out = draw.randint(3, 30), draw.randint(3, 20), num_heads * head_dim
+        projection, square = 2 * b * num_tokens * d_in * d_out, 2 * b * num_tokens**2 * d_out
+        parts = {"scores": square, "weighted sum": square, "three projections": 3 * projection}
+        parts["output projection"] = 2 * b * num_tokens * d_out**2
+        if two_slips_agree(parts, b):
+            continue  # the question must name the slip, so no two slips may give the same number
+        counted += 1
         attention = MultiHeadAttention(d_in, d_out, num_tokens, 0.0, num_heads)
         with FlopCounterMode(display=False) as counter:
             attention(torch.zeros(b, num_tokens, d_in))
         with Forbid(None, "arithmetic with the five sizes"):
             got = attention_flops(b, num_tokens, d_in, d_out, num_heads)
-        projection, square = 2 * b * num_tokens * d_in * d_out, 2 * b * num_tokens**2 * d_out
-        parts = {"scores": square, "weighted sum": square, "three projections": 3 * projection}
-        parts["output projection"] = 2 * b * num_tokens * d_out**2
         where = f"b={b}, num_tokens={num_tokens}, d_in={d_in}, d_out={d_out}, num_heads={num_heads}"
         expect_equal(counter.get_total_flops(), got, where, flops_slip(got, parts, b, num_heads))
     passed("3.8")
