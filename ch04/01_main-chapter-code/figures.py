@@ -149,7 +149,7 @@ def transformer_block() -> plt.Figure:
             arrow(ax, (x + 1.6, top), (x + 1.6, top + 0.3), (x + 0.11, top + 0.3))
             plus(ax, x, top + 0.3)
             if not pre:
-                box(ax, x + 0.35, top + 0.75, 1.2, 0.38, f"layer norm {half + 1}", "orange")
+                box(ax, x, top + 0.75, 1.2, 0.38, f"layer norm {half + 1}", "orange")
     ax.text(0.32, 2.8, "main path", rotation=90, ha="right", va="center", fontsize=9, color=COLORS["red"])
     return fig
 
