@@ -91,14 +91,13 @@ def bottleneck() -> plt.Figure:
 
 
 def one_query() -> plt.Figure:
-    """From one query to its context vector in three steps: the query meets every word, the weights meet the input vectors."""
-    fig, ax = canvas(8.4, 5.6)
+    """From one query to its context vector in three steps."""
+    fig, ax = canvas(8.4, 4.7)
     steps = [
-        (45.5, "x  (input vectors)"),
-        (34, "1  scores:\ndot product with\nthe query"),
-        (23.5, "2  weights:\nsoftmax,\nsum is 1"),
-        (13, "3  weight times\ninput vector ..."),
-        (2.5, "... and the sum:\nthe context vector"),
+        (36, "x  (input vectors)"),
+        (24.5, "1  scores:\ndot product with\nthe query"),
+        (14, "2  weights:\nsoftmax,\nsum is 1"),
+        (3.2, "3  context vector:\nweighted sum of\nthe input vectors"),
     ]
     for y, text in steps:
         label(ax, 1, y + 2.5, text, 10, ha="left")
@@ -106,18 +105,14 @@ def one_query() -> plt.Figure:
     for i, word in enumerate(WORDS):
         x = 21 + 12.6 * i
         query = word == "she"
-        box(ax, x, 45.5, 10, 5, word, ORANGE if query else SKY, 11, "bold" if query else "normal")
-        box(ax, x, 34, 7, 5, scores[i], GRAY, 11)
-        box(ax, x, 23.5, 7, 5, weights[i], YELLOW, 11)
-        box(ax, x, 13, 10, 5, f"{weights[i]} · {word}", SKY, 9)
-        arrow(ax, (63.8, 45.4), (x + 4.5, 39.2), 1.2, "#D55E00")  # the query goes to every score
-        arrow(ax, (x + 2, 45.4), (x + 2, 39.2))
-        arrow(ax, (x + 3.5, 33.9), (x + 3.5, 28.7))
-        arrow(ax, (x + 3.5, 23.4), (x + 3.5, 18.2))
-        arrow(ax, (x + 8.8, 45.4), (x + 8.8, 18.2), 1.0, "#0072B2")  # the input vector goes to the sum
-        arrow(ax, (x + 5, 12.9), (51.2 + 2.5 * (i - 2), 7.7), 12 * float(weights[i]), "#0072B2")
-    label(ax, 63.8, 53, "query", 10.5, weight="bold")
-    box(ax, 32.2, 2.5, 38, 5, "“she” now: 0.49, 0.24, 0.27, 0.33", GREEN, 11)
+        box(ax, x, 36, 10, 5, word, ORANGE if query else SKY, 11, "bold" if query else "normal")
+        box(ax, x, 24.5, 10, 5, scores[i], GRAY, 11)
+        box(ax, x, 14, 10, 5, weights[i], YELLOW, 11)
+        arrow(ax, (x + 5, 35.9), (x + 5, 29.7))
+        arrow(ax, (x + 5, 24.4), (x + 5, 19.2))
+        arrow(ax, (x + 5, 13.9), (51.2 + 0.9 * (i - 2), 8.4), 12 * float(weights[i]), "#0072B2")
+    label(ax, 63.8, 44, "query", 10.5, weight="bold")
+    box(ax, 39.2, 3.2, 24, 5, "context vector of “she”", GREEN, 11)
     return fig
 
 

@@ -31,7 +31,6 @@ def test_diagram_of_one_query_shows_the_notebooks_numbers(sentence):
     scores = sentence @ sentence[3]
     weights = torch.softmax(scores, dim=0)
     drawn = {text.get_text() for text in figures.one_query().axes[0].texts}
-    assert "“she” now: " + ", ".join(f"{number:.2f}" for number in (weights @ sentence).tolist()) in drawn
     assert {f"{number:.2f}" for number in [*scores.tolist(), *weights.tolist()]} <= drawn
 
 
