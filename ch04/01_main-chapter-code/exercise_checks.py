@@ -6,6 +6,7 @@ python exercise_checks.py 4.1 my_answer.py
 import contextlib
 import copy
 import dis
+import math
 import sys
 from collections.abc import Callable, Iterator
 from unittest import mock
@@ -204,10 +205,23 @@ def check_4_3(ThreeRateGPTModel):
 RMS_TASK = "the task asks for the arithmetic itself: which three operations does the function do?"
 
 
+class SpecifiedRMSNorm(nn.Module):
+    """The loop of the exercise's specification, token by token: the oracle before torch 2.4, which brought nn.RMSNorm."""
+
+    def __init__(self, emb_dim: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps, self.weight = eps, nn.Parameter(torch.ones(emb_dim))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        roots = [math.sqrt(sum(value * value for value in token) / len(token) + self.eps) for token in x.reshape(-1, x.shape[-1]).tolist()]
+        return self.weight * x / torch.tensor(roots).view(*x.shape[:-1], 1)  # (..., emb_dim)
+
+
 @exercise("4.4", answer="RMSNorm")
 def check_4_4(RMSNorm):
-    """Oracle: torch.nn.RMSNorm, on ordinary, tiny, constant and shifted inputs."""
-    ours, oracle = RMSNorm(10), nn.RMSNorm(10, eps=1e-5)
+    """Oracle: torch.nn.RMSNorm where this torch has it, on ordinary, tiny, constant and shifted inputs."""
+    Oracle = getattr(nn, "RMSNorm", SpecifiedRMSNorm)
+    ours, oracle = RMSNorm(10), Oracle(10, eps=1e-5)
     question = "does your class keep exactly one trainable vector, `scale`, as nn.Parameter?"
     expect_equal(["scale"], [name for name, _ in ours.named_parameters()], "names of the parameters", question)
     expect_close(torch.ones(10), ours.scale, "scale at the start", "should the norm stretch anything before it is trained?")
@@ -227,12 +241,15 @@ def check_4_4(RMSNorm):
     x = torch.randn(2, 5, 10)  # (2, 5, 10)
     for name, values in zip(questions, [x, x + 5, x / 1000, x * 0, torch.randn(3, 10, 10), x[0, 0]]):
         expected, before = oracle(values), values.clone()
-        with refused(F, "rms_norm", name, RMS_TASK), refused(torch, "rms_norm", name, RMS_TASK):
+        with contextlib.ExitStack() as forbidden:
+            for owner in (F, torch):
+                if hasattr(owner, "rms_norm"):
+                    forbidden.enter_context(refused(owner, "rms_norm", name, RMS_TASK))
             expect_close(expected, ours(values), name, questions[name], atol=1e-5)
         expect_equal(before, values, f"the input afterwards, {name}", "does an operation work in place (/=, pow_, ...)?")
     other = RMSNorm(10, eps=0.1)
-    expect_close(nn.RMSNorm(10, eps=0.1)(x), other(x), "eps=0.1", "is the argument eps used, or a number written into forward?", atol=1e-5)
-    result, oracle = other(x), nn.RMSNorm(10, eps=0.1)
+    expect_close(Oracle(10, eps=0.1)(x), other(x), "eps=0.1", "is the argument eps used, or a number written into forward?", atol=1e-5)
+    result, oracle = other(x), Oracle(10, eps=0.1)
     question = "does the result still depend on scale for PyTorch, or did detach, no_grad or a list come between?"
     expect_equal(True, result.requires_grad, "can scale be trained?", question)
     result.sum().backward()

@@ -126,30 +126,31 @@ def shortcuts() -> plt.Figure:
 
 
 def transformer_block() -> plt.Figure:
-    """The two halves of a pre-norm block beside those of a post-norm block."""
+    """The main path as one straight line with the halves of a block as branches: pre-norm beside post-norm."""
     fig, ax = canvas(6.6, 6.0)
-    pre = [("layer norm 1", "orange"), ("attention", "blue"), ("dropout", "gray"), ("+", ""),
-           ("layer norm 2", "orange"), ("feed-forward", "green"), ("dropout", "gray"), ("+", "")]  # fmt: skip
-    post = [("attention", "blue"), ("dropout", "gray"), ("+", ""), ("layer norm 1", "orange"),
-            ("feed-forward", "green"), ("dropout", "gray"), ("+", ""), ("layer norm 2", "orange")]  # fmt: skip
-    for x, title, parts in [(1.4, "pre-norm (GPT-2, this chapter)", pre), (4.9, "post-norm (2017, for comparison)", post)]:
-        ax.text(x, 5.8, title, ha="center", fontsize=11)
+    work = [("attention", "blue"), ("feed-forward", "green")]
+    for x, title in [(0.5, "pre-norm (GPT-2, this chapter)"), (3.8, "post-norm (2017, for comparison)")]:
+        pre = x < 1
+        ax.text(x - 0.3, 5.8, title, ha="left", fontsize=11)
         ax.text(x, 0.1, "x", ha="center", fontsize=11)
-        fork = 0.45
-        arrow(ax, (x, 0.25), (x, 0.75))
-        for i, (text, color) in enumerate(parts):
-            y = 0.95 + 0.6 * i
-            if i:
-                arrow(ax, (x, y - 0.41 - 0.06 * (parts[i - 1][0] == "+")), (x, y - 0.19 + 0.08 * (text == "+")))
-            if text != "+":
-                box(ax, x, y, 1.5, 0.38, text, color)
-                continue
-            plus(ax, x, y)
-            arrow(ax, (x, fork), (x + 1.15, fork), (x + 1.15, y), (x + 0.11, y), color=COLORS["red"])
-            norm_follows = i + 1 < len(parts) and x > 3  # post-norm: the next shortcut starts above the norm
-            fork = y + (0.90 if norm_follows else 0.28)
-        arrow(ax, (x, 5.34 if parts[-1][0] != "+" else 5.26), (x, 5.65))
-    ax.text(2.65, 3.1, "shortcut", rotation=90, ha="left", va="center", fontsize=9, color=COLORS["red"])
+        ax.plot([x, x], [0.3, 5.35], color=COLORS["red"], linewidth=3, zorder=0)
+        arrow(ax, (x, 5.3), (x, 5.65), color=COLORS["red"])
+        for half, (name, color) in enumerate(work):
+            fork = 0.55 + 2.5 * half
+            branch = [(name, color), ("dropout", "gray")]
+            if pre:
+                branch.insert(0, (f"layer norm {half + 1}", "orange"))
+            top = fork + 0.55 * len(branch)
+            ax.plot([x, x + 1.6, x + 1.6], [fork, fork, fork + 0.2], color="black", linewidth=1.4)
+            for i, (text, fill) in enumerate(branch):
+                y = fork + 0.36 + 0.55 * i
+                arrow(ax, (x + 1.6, y - 0.36), (x + 1.6, y - 0.19))
+                box(ax, x + 1.6, y, 1.4, 0.38, text, fill)
+            arrow(ax, (x + 1.6, top), (x + 1.6, top + 0.3), (x + 0.11, top + 0.3))
+            plus(ax, x, top + 0.3)
+            if not pre:
+                box(ax, x, top + 0.75, 1.2, 0.38, f"layer norm {half + 1}", "orange")
+    ax.text(0.32, 2.8, "main path", rotation=90, ha="right", va="center", fontsize=9, color=COLORS["red"])
     return fig
 
 

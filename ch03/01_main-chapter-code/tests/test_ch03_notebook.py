@@ -46,7 +46,7 @@ def test_prose_numbers_about_she_and_nell_hold(sentence, prose):
     after = parts.sum(dim=0)
     assert f'"Nell" wins with {scores[0]:.2f}, even before "she" itself with {scores[3]:.2f}' in prose
     assert f"it went from {sentence[3, 2]:.2f} to {after[2]:.2f}" in prose
-    assert f'only {parts[0, 2]:.2f} came from "Nell" but {parts[4, 2]:.2f} from "rowed"' in prose
+    assert f'with {parts[0, 2]:.2f} of it from "Nell" and {parts[4, 2]:.2f} from "rowed"' in prose
     assert f"*person* fell from {sentence[3, 0]:.2f} to {after[0]:.2f}" in prose
     assert f"The weights run from {weights.min():.2f} to {weights.max():.2f}" in prose
 
@@ -57,6 +57,14 @@ def test_prose_numbers_about_the_first_trainable_weights_hold(sentence, prose):
     scores = ((sentence[3] @ attention.W_query) @ (sentence @ attention.W_key).T) / 3**0.5  # (5)
     low, high = scores.min().item(), scores.max().item()
     assert f"between {low:.2f} and {high:.2f}, and $e^{{{high:.2f}-{low:.2f}}}$ is {math.exp(high - low):.1f}" in prose
+
+
+def test_every_core_try_it_has_an_answer(prose):
+    core = prose[: prose.index("## What you have built")]
+    folded = core[core.index("<details>") : core.index("</details>")]
+    answers = prose[prose.index("## Answers to the Try-its") : prose.index("## 3.8")]
+    assert core.count("**Try it:**") - folded.count("**Try it:**") == answers.count("<details>") == answers.count("</details>") == 11
+    assert "**Try it.**" not in prose and "**Prediction" not in prose
 
 
 def test_core_is_at_most_sixty_percent_of_the_words(prose):

@@ -77,12 +77,18 @@ def test_the_core_is_at_most_60_percent_of_the_words():
         words[optional] += len(re.findall(r"\w+", part))
     assert words[False] <= 0.6 * sum(words.values()), words
     core = PROSE.partition("## 4.8")[0]
-    assert "*Optional" not in core and "sections 4.1 to 4.7" in core
+    assert "(*optional*)" not in core.partition("## Check yourself")[0] and "sections 4.1 to 4.7" in core
+
+
+def test_every_core_try_it_has_an_answer():
+    core, answers = PROSE.partition("## 4.8")[0].split("## Answers to the Try-its")
+    assert core.count("**Try it:**") == answers.count("<details>") == answers.count("</details>") == 7
+    assert "**Try it.**" not in PROSE and "**Prediction" not in PROSE
 
 
 def test_prediction_of_the_untrained_model_is_nearly_undecided():
     share = float(re.search(r"with probability ([\d.]+)", OUTPUT)[1])
-    assert "less than 0.02 %" in PROSE and share < 0.0002
+    assert "less than 0.02%" in PROSE and share < 0.0002
 
 
 def test_notebook_and_readme_show_the_same_seeded_text():
