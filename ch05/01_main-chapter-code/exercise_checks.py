@@ -60,7 +60,7 @@ def check_5_1(draw_word):
         right = 0.6 * spread < counts.std() < 1.6 * spread and abs(counts.mean() - draws * p) < 5 * spread / math.sqrt(calls)
         if not right or counts.min() < 0 or counts.max() > draws:
             expected = f"counts from 0 to {draws} with mean {draws * p:.2f} and standard deviation {spread:.2f}"
-            got = f"counts from {counts.min():.0f} to {counts.max():.0f} with mean {counts.mean():.2f} and standard deviation {counts.std():.2f}"
+            got = f"counts from {counts.min():.0f} to {counts.max():.0f} with mean {counts.mean():.2f}, deviation {counts.std():.2f}"
             fail(expected, got, f"{calls} calls with draws={draws}, word 1, temperature 1.0", question)
     passed("5.1")
 
@@ -158,7 +158,7 @@ def check_5_4(one_more_epoch):
             expected = run(1 if stop_step else 2)[0]
             if not same_weights(expected, got):
                 slips = (slip for slip in RESUME_SLIPS if same_weights(resume(path, loaders, tokenizer, slip), got))
-                question = RESUME_SLIPS.get(next(slips, ""), "are weights, optimizer, random state and position all restored, learning rate and decay as told?")
+                question = RESUME_SLIPS.get(next(slips, ""), "is everything restored, and are learning rate and decay as told?")
                 name, value = next((n, v) for n, v in expected.state_dict().items() if not torch.equal(v, got.state_dict()[n]))
                 first = [round(x, 6) for x in value.flatten()[:3].tolist()]
                 theirs = [round(x, 6) for x in got.state_dict()[name].flatten()[:3].tolist()]
@@ -254,7 +254,7 @@ def check_5_6(find_misplaced):
             got = find_misplaced(model, params)
             where = f"a model with the mistake {name!r}"
             for key, value in model.state_dict().items():
-                expect_equal(before[key], value, f"{key} afterwards, {where}", "did you load the weights into the model you were asked about?")
+                expect_equal(before[key], value, f"{key} afterwards, {where}", "did you load anything into this model?")
             expect_equal(False, model.training, f"train mode afterwards, {where}", "who switched the mode?")
             expected = sorted({parameter for pair in mistakes[name] for parameter in pair})
             question = "do you compare every parameter, number by number, with the right one, and sort the names?"
@@ -266,7 +266,8 @@ def check_5_6(find_misplaced):
 @exercise("5.7", answer="perplexity")
 def check_5_7(perplexity):
     """Against PyTorch's cross-entropy: several shapes, logits that overflow, a probability that rounds to zero."""
-    forbid(perplexity, {"cross_entropy", "nll_loss", "log_softmax", "CrossEntropyLoss", "NLLLoss", "LogSoftmax"}, "can you do its steps yourself?")
+    forbidden = {"cross_entropy", "nll_loss", "log_softmax", "CrossEntropyLoss", "NLLLoss", "LogSoftmax"}
+    forbid(perplexity, forbidden, "can you do its steps yourself?")
     torch.manual_seed(123)
     cases = []
     for b, num_tokens, vocab_size, size in ((1, 1, 5, 1.0), (2, 3, 7, 2.0), (3, 5, 50, 4.0), (2, 4, 10, 200.0)):
@@ -384,7 +385,8 @@ def check_5_9b(recited):
 @exercise("5.10", answer="clip_gradients")
 def check_5_10(clip_gradients):
     """Norm and gradients against PyTorch's clip_grad_norm_; parameters without a gradient included."""
-    forbid(clip_gradients, {"clip_grad_norm_", "clip_grads_with_norm_", "get_total_norm", "clip_grad_norm"}, "can you do its arithmetic yourself?")
+    forbidden = {"clip_grad_norm_", "clip_grads_with_norm_", "get_total_norm", "clip_grad_norm"}
+    forbid(clip_gradients, forbidden, "can you do its arithmetic yourself?")
     torch.manual_seed(123)
     for size, max_norm in ((10.0, 1.0), (0.01, 1.0), (1.0, 0.25), (0.0, 1.0)):
         ours = [nn.Parameter(torch.randn(shape)) for shape in ((3, 4), (4,), (2, 2, 2), (5,))]

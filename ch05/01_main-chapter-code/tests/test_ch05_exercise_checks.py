@@ -211,7 +211,7 @@ MUTANTS = {
         ("    right = GPTModel(config_of_model(model))\n", "    right = model\n"),
         ("    load_weights_into_gpt(right, params)\n", ""),
         ("sorted(", "list("),
-        ("not torch.equal(parameter, ours[name])", "not torch.allclose(parameter, ours[name], atol=2.0)"),
+        ("not torch.equal(parameter, ours[name])", "not torch.allclose(parameter, ours[name], atol=10.0)"),
         ("not torch.equal(parameter, ours[name])", "abs(parameter.sum() - ours[name].sum()) > 1e-3"),
         ("not torch.equal(parameter, ours[name])", "parameter.shape != ours[name].shape"),
         ("not torch.equal(parameter, ours[name])", 'name.endswith("weight") and not torch.equal(parameter, ours[name])'),
