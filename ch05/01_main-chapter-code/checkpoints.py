@@ -1,4 +1,4 @@
-"""Checkpoints from which a killed training run goes on bit for bit (on a CPU). Chapter 5, section 5.4.
+"""Checkpoints from which a killed training run goes on bit for bit (on a CPU). Chapter 5, section 5.8.
 
 A run is decided by its weights, its optimizer state, the order of its batches and the random draws of dropout; a checkpoint
 holds all four.
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 @dataclass
 class TrainingState:
-    """Where a training run stands; saved with every checkpoint. Chapter 5, section 5.4."""
+    """Where a training run stands; saved with every checkpoint. Chapter 5, section 5.8."""
 
     epoch: int = 0  # epochs finished
     batch: int = 0  # batches of the current epoch that are done
@@ -30,7 +30,7 @@ class TrainingState:
 
 
 def remaining_batches(loader: DataLoader, state: TrainingState) -> Iterator:
-    """Return an iterator over the batches of the current epoch that are still to do, in the epoch's own order. Section 5.4."""
+    """Return an iterator over the batches of the current epoch that are still to do, in the epoch's own order. Section 5.8."""
     if state.batch == 0:
         state.epoch_rng = torch.get_rng_state()
         return iter(loader)
@@ -44,14 +44,14 @@ def remaining_batches(loader: DataLoader, state: TrainingState) -> Iterator:
 
 
 def save_atomically(contents: dict, path: Path) -> None:
-    """torch.save to a temporary file, then rename: a crash leaves the old file or the new one, never half of one. Section 5.4."""
+    """torch.save to a temporary file, then rename: a crash leaves the old file or the new one, never half of one. Section 5.8."""
     temporary = path.with_name(path.name + ".tmp")
     torch.save(contents, temporary)
     os.replace(temporary, path)
 
 
 def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState, settings: dict) -> None:
-    """Save all that decides how a run goes on: weights, optimizer, position, random states, settings. Section 5.4."""
+    """Save all that decides how a run goes on: weights, optimizer, position, random states, settings. Section 5.8."""
     checkpoint = {
         "model_state_dict": model.state_dict(),
         "optimizer_state_dict": optimizer.state_dict(),
@@ -65,7 +65,7 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
 
 
 def read_checkpoint(path: Path, settings: dict) -> dict:
-    """Return a saved checkpoint. Raises ValueError if it is missing, damaged, or saved under other settings. Section 5.4."""
+    """Return a saved checkpoint. Raises ValueError if it is missing, damaged, or saved under other settings. Section 5.8."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         saved = dict(checkpoint["settings"])
@@ -80,7 +80,7 @@ def read_checkpoint(path: Path, settings: dict) -> dict:
 
 
 def restore_checkpoint(checkpoint: dict, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainingState:
-    """Put a checkpoint back into model, optimizer and random generators; returns where the run stood. Section 5.4.
+    """Put a checkpoint back into model, optimizer and random generators; returns where the run stood. Section 5.8.
 
     The optimizer keeps the learning rate and weight decay it has now: a changed command line must not lose silently
     against the file.

@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.patches import FancyBboxPatch
 
-SKY, ORANGE, GREEN, PURPLE, YELLOW, GRAY = "#BFE1F4", "#F7DDA8", "#A9DCCB", "#EBCBDD", "#F8F2A6", "#E6E6E6"
+SKY, ORANGE, GREEN, YELLOW, GRAY = "#BFE1F4", "#F7DDA8", "#A9DCCB", "#F8F2A6", "#E6E6E6"
 BLUE, RED = "#0072B2", "#D55E00"
 
 
@@ -41,29 +41,6 @@ def arrow(ax, start: tuple, end: tuple, curve: float = 0.0, color: str = "black"
 
 def label(ax, x: float, y: float, text: str, size: float = 10, **kwargs) -> None:
     ax.text(x, y, text, ha=kwargs.pop("ha", "center"), va=kwargs.pop("va", "center"), fontsize=size, linespacing=1.35, **kwargs)
-
-
-def overview() -> plt.Figure:
-    """The chapter's parts and the functions that each builds."""
-    fig, ax = canvas(8.6, 2.3)
-    steps = [
-        ("Text", "create_split_\nloaders", GRAY, "5.1.3"),
-        ("Loss", "calc_loss_batch\ncalc_loss_loader", SKY, "5.1"),
-        ("Training", "evaluate_model\ntrain_model_\nsimple", ORANGE, "5.2"),
-        ("Decoding", "temperature,\ntop-k: generate", GREEN, "5.3"),
-        ("Saving", "save_checkpoint\nrestore_check-\npoint", PURPLE, "5.4"),
-        ("Loading", "assign\nload_weights_\ninto_gpt", YELLOW, "5.5"),
-    ]
-    for i, (name, text, color, section) in enumerate(steps):
-        x = 0.5 + 14.4 * i
-        box(ax, x, 5, 12.8, 12, "", color)
-        label(ax, x + 6.4, 14.6, name, 11, weight="bold")
-        label(ax, x + 6.4, 9.2, text, 8)
-        label(ax, x + 6.4, 3, f"section {section}", 9, color="#333333")
-        if i:
-            arrow(ax, (x - 1.7, 11), (x - 0.1, 11))
-    label(ax, 43, 20.5, "From random weights to a model that writes, and on to weights from others", 12, weight="bold")
-    return fig
 
 
 def loop() -> plt.Figure:
@@ -185,7 +162,7 @@ def fused() -> plt.Figure:
     return fig
 
 
-FIGURES = {"overview": overview, "loop": loop, "aim": aim, "recipe": recipe, "windows": windows, "step": step, "fused": fused}
+FIGURES = {"loop": loop, "aim": aim, "recipe": recipe, "windows": windows, "step": step, "fused": fused}
 
 
 def main(argv: list[str] | None = None) -> int:

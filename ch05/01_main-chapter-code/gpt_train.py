@@ -51,8 +51,9 @@ RUNS = {  # model size -> (configuration, settings that go with it)
 def calc_loss_batch(input_batch: torch.Tensor, target_batch: torch.Tensor, model: nn.Module, device: torch.device) -> torch.Tensor:
     """Return the mean cross-entropy of a batch, a scalar; both inputs are ids (b, num_tokens). Chapter 5, section 5.1.3."""
     logits = model(input_batch.to(device))  # (b, num_tokens, vocab_size)
-    # Cross-entropy wants one row per prediction; .float() matters only when the model computes in bfloat16.
-    return nn.functional.cross_entropy(logits.flatten(0, 1).float(), target_batch.to(device).flatten())
+    flat_logits = logits.flatten(0, 1).float()  # (b * num_tokens, vocab_size)  .float() matters only in bfloat16
+    flat_targets = target_batch.to(device).flatten()  # (b * num_tokens)
+    return nn.functional.cross_entropy(flat_logits, flat_targets)
 
 
 def calc_loss_loader(data_loader: DataLoader, model: nn.Module, device: torch.device, num_batches: int | None = None) -> float:
@@ -109,7 +110,7 @@ def train_model_simple(
 
     Evaluates after the first update (step 0) and at every multiple of eval_freq; prints a sample after each epoch.
     `state` continues an earlier run; `after_step(state)` is called after each update and stops the run by returning True.
-    Chapter 5, sections 5.2 and 5.4.
+    Chapter 5, sections 5.2 and 5.8.
     """
     state = TrainingState() if state is None else state
     model.train()

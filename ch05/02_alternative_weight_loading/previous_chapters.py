@@ -980,56 +980,55 @@ def shape_conflict(left: torch.Tensor | None, right) -> str | None:
     return f"the model has {place}, the weights have shape {tuple(right.shape)}"
 
 
-def assign(left: torch.Tensor | None, right) -> nn.Parameter:
-    """Return the numbers of `right` as a new parameter with the type and device of `left`. ValueError on unequal shapes. Section 5.5."""
-    if shape_conflict(left, right):
-        raise ValueError(shape_conflict(left, right))
-    return nn.Parameter(torch.empty(left.shape, dtype=left.dtype, device=left.device).copy_(torch.as_tensor(right)))
-
-
-def block_weights(block: nn.Module, published: dict) -> list[tuple]:
-    """Pair each parameter of a transformer block with GPT-2's array: (name, layer, attribute, tensor). Section 5.5."""
-    layers = {
-        "attn/c_proj": (block.att.out_proj, published["attn"]["c_proj"]),
-        "mlp/c_fc": (block.ff.layers[0], published["mlp"]["c_fc"]),
-        "mlp/c_proj": (block.ff.layers[2], published["mlp"]["c_proj"]),
-    }
+def block_weights(published: dict) -> dict[str, torch.Tensor]:
+    """Return GPT-2's numbers for one transformer block under the names of our parameters. Section 5.5."""
+    attn, mlp = published["attn"], published["mlp"]
     # c_attn is one wide layer: its first third of columns makes queries, the next keys, the last values.
-    fused = {kind: torch.as_tensor(published["attn"]["c_attn"][kind]).tensor_split(3, dim=-1) for kind in ("w", "b")}
-    for third, layer in enumerate((block.att.W_query, block.att.W_key, block.att.W_value)):
-        layers[f"attn/c_attn, third {third + 1} of 3,"] = (layer, {kind: parts[third] for kind, parts in fused.items()})
-
-    pairs = []
-    for name, (layer, arrays) in layers.items():
-        weight = torch.as_tensor(arrays["w"]).transpose(0, -1)  # GPT-2 stores (d_in, d_out), nn.Linear (d_out, d_in)
-        pairs += [(f"{name}/w", layer, "weight", weight), (f"{name}/b", layer, "bias", arrays["b"])]
-    for name, norm in (("ln_1", block.norm1), ("ln_2", block.norm2)):
-        pairs += [(f"{name}/g", norm, "scale", published[name]["g"]), (f"{name}/b", norm, "shift", published[name]["b"])]
-    return pairs
+    query, key, value = torch.as_tensor(attn["c_attn"]["w"]).tensor_split(3, dim=-1)
+    query_bias, key_bias, value_bias = torch.as_tensor(attn["c_attn"]["b"]).tensor_split(3, dim=-1)
+    return {
+        "att.W_query.weight": query.transpose(0, -1),  # GPT-2 stores (d_in, d_out), nn.Linear (d_out, d_in)
+        "att.W_query.bias": query_bias,
+        "att.W_key.weight": key.transpose(0, -1),
+        "att.W_key.bias": key_bias,
+        "att.W_value.weight": value.transpose(0, -1),
+        "att.W_value.bias": value_bias,
+        "att.out_proj.weight": torch.as_tensor(attn["c_proj"]["w"]).transpose(0, -1),
+        "att.out_proj.bias": attn["c_proj"]["b"],
+        "ff.layers.0.weight": torch.as_tensor(mlp["c_fc"]["w"]).transpose(0, -1),
+        "ff.layers.0.bias": mlp["c_fc"]["b"],
+        "ff.layers.2.weight": torch.as_tensor(mlp["c_proj"]["w"]).transpose(0, -1),
+        "ff.layers.2.bias": mlp["c_proj"]["b"],
+        "norm1.scale": published["ln_1"]["g"],
+        "norm1.shift": published["ln_1"]["b"],
+        "norm2.scale": published["ln_2"]["g"],
+        "norm2.shift": published["ln_2"]["b"],
+    }
 
 
 def load_weights_into_gpt(gpt: nn.Module, params: dict) -> None:
     """Give a GPTModel the published weights `params`, as download_and_load_gpt2 returns them. Section 5.5.
 
-    Raises ValueError, naming the tensor and both shapes, for weights that do not match the model, which then stays as it was.
+    Raises ValueError, naming the parameter and both shapes, for weights that do not match the model, which then stays as it was.
     """
     try:
-        if len(params["blocks"]) != len(gpt.trf_blocks):
-            raise ValueError(f"the model has {len(gpt.trf_blocks)} blocks, the weights have {len(params['blocks'])}")
-        pairs = [("wte", gpt.tok_emb, "weight", params["wte"]), ("wpe", gpt.pos_emb, "weight", params["wpe"])]
-        for number, (block, published) in enumerate(zip(gpt.trf_blocks, params["blocks"])):
-            pairs += [(f"h{number}/{name}", *rest) for name, *rest in block_weights(block, published)]
-        pairs += [("ln_f/g", gpt.final_norm, "scale", params["g"]), ("ln_f/b", gpt.final_norm, "shift", params["b"])]
-        # GPT-2 has no matrix of its own for the head: it uses the token embedding twice. This is called weight tying.
-        pairs += [("wte as output head", gpt.out_head, "weight", params["wte"])]
+        weights = {"tok_emb.weight": params["wte"], "pos_emb.weight": params["wpe"]}
+        for number, published in enumerate(params["blocks"]):
+            for name, array in block_weights(published).items():
+                weights[f"trf_blocks.{number}.{name}"] = array
+        weights["final_norm.scale"], weights["final_norm.shift"] = params["g"], params["b"]
+        weights["out_head.weight"] = params["wte"]  # GPT-2 has no matrix of its own for the head
     except KeyError as error:
         raise ValueError(f"the weights lack {error}") from None
-    for name, layer, attribute, array in pairs:  # all is compared before anything is changed
-        conflict = shape_conflict(getattr(layer, attribute), array)
+    if len(params["blocks"]) != len(gpt.trf_blocks):
+        raise ValueError(f"the model has {len(gpt.trf_blocks)} blocks, the weights have {len(params['blocks'])}")
+    ours = gpt.state_dict()
+    for name, array in weights.items():  # all is compared before anything is changed
+        conflict = shape_conflict(ours.get(name), array)
         if conflict:
             raise ValueError(f"weights do not match the configuration: {name}: {conflict}")
-    for name, layer, attribute, array in pairs:
-        setattr(layer, attribute, assign(getattr(layer, attribute), array))
+    for name, array in weights.items():
+        ours[name].copy_(torch.as_tensor(array))
 
 
 def config_of(settings: dict) -> dict:

@@ -626,12 +626,15 @@ def generate(
         raise ValueError(f"need max_new_tokens >= 0 and context_size >= 1, got {max_new_tokens} and {context_size}")
     finished = torch.zeros(idx.shape[0], 1, dtype=torch.bool, device=idx.device)  # (b, 1)
     for _ in range(max_new_tokens):
+        context = idx[:, -context_size:]  # (b, num_tokens)
         with torch.no_grad():
-            logits = model(idx[:, -context_size:])[:, -1].float()  # (b, vocab_size)
+            logits = model(context)  # (b, num_tokens, vocab_size)
+        logits = logits[:, -1].float()  # (b, vocab_size)
         if top_k is not None:
             logits = keep_top_k(logits, top_k)  # (b, vocab_size)
         if temperature > 0:
-            next_id = torch.multinomial(softmax_with_temperature(logits, temperature), num_samples=1)  # (b, 1)
+            probas = softmax_with_temperature(logits, temperature)  # (b, vocab_size)
+            next_id = torch.multinomial(probas, num_samples=1)  # (b, 1)
         else:
             next_id = logits.argmax(dim=-1, keepdim=True)  # (b, 1)
         if eos_id is not None:
@@ -639,7 +642,7 @@ def generate(
             if finished.all():
                 break
             next_id = next_id.masked_fill(finished, eos_id)  # (b, 1)
-        idx = torch.cat([idx, next_id.to(idx.dtype)], dim=1)
+        idx = torch.cat([idx, next_id.to(idx.dtype)], dim=1)  # (b, total_tokens)
     return idx
 
 
@@ -651,56 +654,55 @@ def shape_conflict(left: torch.Tensor | None, right) -> str | None:
     return f"the model has {place}, the weights have shape {tuple(right.shape)}"
 
 
-def assign(left: torch.Tensor | None, right) -> nn.Parameter:
-    """Return the numbers of `right` as a new parameter with the type and device of `left`. ValueError on unequal shapes. Section 5.5."""
-    if shape_conflict(left, right):
-        raise ValueError(shape_conflict(left, right))
-    return nn.Parameter(torch.empty(left.shape, dtype=left.dtype, device=left.device).copy_(torch.as_tensor(right)))
-
-
-def block_weights(block: nn.Module, published: dict) -> list[tuple]:
-    """Pair each parameter of a transformer block with GPT-2's array: (name, layer, attribute, tensor). Section 5.5."""
-    layers = {
-        "attn/c_proj": (block.att.out_proj, published["attn"]["c_proj"]),
-        "mlp/c_fc": (block.ff.layers[0], published["mlp"]["c_fc"]),
-        "mlp/c_proj": (block.ff.layers[2], published["mlp"]["c_proj"]),
-    }
+def block_weights(published: dict) -> dict[str, torch.Tensor]:
+    """Return GPT-2's numbers for one transformer block under the names of our parameters. Section 5.5."""
+    attn, mlp = published["attn"], published["mlp"]
     # c_attn is one wide layer: its first third of columns makes queries, the next keys, the last values.
-    fused = {kind: torch.as_tensor(published["attn"]["c_attn"][kind]).tensor_split(3, dim=-1) for kind in ("w", "b")}
-    for third, layer in enumerate((block.att.W_query, block.att.W_key, block.att.W_value)):
-        layers[f"attn/c_attn, third {third + 1} of 3,"] = (layer, {kind: parts[third] for kind, parts in fused.items()})
-
-    pairs = []
-    for name, (layer, arrays) in layers.items():
-        weight = torch.as_tensor(arrays["w"]).transpose(0, -1)  # GPT-2 stores (d_in, d_out), nn.Linear (d_out, d_in)
-        pairs += [(f"{name}/w", layer, "weight", weight), (f"{name}/b", layer, "bias", arrays["b"])]
-    for name, norm in (("ln_1", block.norm1), ("ln_2", block.norm2)):
-        pairs += [(f"{name}/g", norm, "scale", published[name]["g"]), (f"{name}/b", norm, "shift", published[name]["b"])]
-    return pairs
+    query, key, value = torch.as_tensor(attn["c_attn"]["w"]).tensor_split(3, dim=-1)
+    query_bias, key_bias, value_bias = torch.as_tensor(attn["c_attn"]["b"]).tensor_split(3, dim=-1)
+    return {
+        "att.W_query.weight": query.transpose(0, -1),  # GPT-2 stores (d_in, d_out), nn.Linear (d_out, d_in)
+        "att.W_query.bias": query_bias,
+        "att.W_key.weight": key.transpose(0, -1),
+        "att.W_key.bias": key_bias,
+        "att.W_value.weight": value.transpose(0, -1),
+        "att.W_value.bias": value_bias,
+        "att.out_proj.weight": torch.as_tensor(attn["c_proj"]["w"]).transpose(0, -1),
+        "att.out_proj.bias": attn["c_proj"]["b"],
+        "ff.layers.0.weight": torch.as_tensor(mlp["c_fc"]["w"]).transpose(0, -1),
+        "ff.layers.0.bias": mlp["c_fc"]["b"],
+        "ff.layers.2.weight": torch.as_tensor(mlp["c_proj"]["w"]).transpose(0, -1),
+        "ff.layers.2.bias": mlp["c_proj"]["b"],
+        "norm1.scale": published["ln_1"]["g"],
+        "norm1.shift": published["ln_1"]["b"],
+        "norm2.scale": published["ln_2"]["g"],
+        "norm2.shift": published["ln_2"]["b"],
+    }
 
 
 def load_weights_into_gpt(gpt: nn.Module, params: dict) -> None:
     """Give a GPTModel the published weights `params`, as download_and_load_gpt2 returns them. Section 5.5.
 
-    Raises ValueError, naming the tensor and both shapes, for weights that do not match the model, which then stays as it was.
+    Raises ValueError, naming the parameter and both shapes, for weights that do not match the model, which then stays as it was.
     """
     try:
-        if len(params["blocks"]) != len(gpt.trf_blocks):
-            raise ValueError(f"the model has {len(gpt.trf_blocks)} blocks, the weights have {len(params['blocks'])}")
-        pairs = [("wte", gpt.tok_emb, "weight", params["wte"]), ("wpe", gpt.pos_emb, "weight", params["wpe"])]
-        for number, (block, published) in enumerate(zip(gpt.trf_blocks, params["blocks"])):
-            pairs += [(f"h{number}/{name}", *rest) for name, *rest in block_weights(block, published)]
-        pairs += [("ln_f/g", gpt.final_norm, "scale", params["g"]), ("ln_f/b", gpt.final_norm, "shift", params["b"])]
-        # GPT-2 has no matrix of its own for the head: it uses the token embedding twice. This is called weight tying.
-        pairs += [("wte as output head", gpt.out_head, "weight", params["wte"])]
+        weights = {"tok_emb.weight": params["wte"], "pos_emb.weight": params["wpe"]}
+        for number, published in enumerate(params["blocks"]):
+            for name, array in block_weights(published).items():
+                weights[f"trf_blocks.{number}.{name}"] = array
+        weights["final_norm.scale"], weights["final_norm.shift"] = params["g"], params["b"]
+        weights["out_head.weight"] = params["wte"]  # GPT-2 has no matrix of its own for the head
     except KeyError as error:
         raise ValueError(f"the weights lack {error}") from None
-    for name, layer, attribute, array in pairs:  # all is compared before anything is changed
-        conflict = shape_conflict(getattr(layer, attribute), array)
+    if len(params["blocks"]) != len(gpt.trf_blocks):
+        raise ValueError(f"the model has {len(gpt.trf_blocks)} blocks, the weights have {len(params['blocks'])}")
+    ours = gpt.state_dict()
+    for name, array in weights.items():  # all is compared before anything is changed
+        conflict = shape_conflict(ours.get(name), array)
         if conflict:
             raise ValueError(f"weights do not match the configuration: {name}: {conflict}")
-    for name, layer, attribute, array in pairs:
-        setattr(layer, attribute, assign(getattr(layer, attribute), array))
+    for name, array in weights.items():
+        ours[name].copy_(torch.as_tensor(array))
 
 
 def config_of(settings: dict) -> dict:
@@ -714,7 +716,7 @@ def config_of(settings: dict) -> dict:
 
 @dataclass
 class TrainingState:
-    """Where a training run stands; saved with every checkpoint. Chapter 5, section 5.4."""
+    """Where a training run stands; saved with every checkpoint. Chapter 5, section 5.8."""
 
     epoch: int = 0  # epochs finished
     batch: int = 0  # batches of the current epoch that are done
@@ -727,14 +729,14 @@ class TrainingState:
 
 
 def save_atomically(contents: dict, path: Path) -> None:
-    """torch.save to a temporary file, then rename: a crash leaves the old file or the new one, never half of one. Section 5.4."""
+    """torch.save to a temporary file, then rename: a crash leaves the old file or the new one, never half of one. Section 5.8."""
     temporary = path.with_name(path.name + ".tmp")
     torch.save(contents, temporary)
     os.replace(temporary, path)
 
 
 def read_checkpoint(path: Path, settings: dict) -> dict:
-    """Return a saved checkpoint. Raises ValueError if it is missing, damaged, or saved under other settings. Section 5.4."""
+    """Return a saved checkpoint. Raises ValueError if it is missing, damaged, or saved under other settings. Section 5.8."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         saved = dict(checkpoint["settings"])

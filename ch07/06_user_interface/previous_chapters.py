@@ -379,12 +379,15 @@ def generate(
         raise ValueError(f"need max_new_tokens >= 0 and context_size >= 1, got {max_new_tokens} and {context_size}")
     finished = torch.zeros(idx.shape[0], 1, dtype=torch.bool, device=idx.device)  # (b, 1)
     for _ in range(max_new_tokens):
+        context = idx[:, -context_size:]  # (b, num_tokens)
         with torch.no_grad():
-            logits = model(idx[:, -context_size:])[:, -1].float()  # (b, vocab_size)
+            logits = model(context)  # (b, num_tokens, vocab_size)
+        logits = logits[:, -1].float()  # (b, vocab_size)
         if top_k is not None:
             logits = keep_top_k(logits, top_k)  # (b, vocab_size)
         if temperature > 0:
-            next_id = torch.multinomial(softmax_with_temperature(logits, temperature), num_samples=1)  # (b, 1)
+            probas = softmax_with_temperature(logits, temperature)  # (b, vocab_size)
+            next_id = torch.multinomial(probas, num_samples=1)  # (b, 1)
         else:
             next_id = logits.argmax(dim=-1, keepdim=True)  # (b, 1)
         if eos_id is not None:
@@ -392,7 +395,7 @@ def generate(
             if finished.all():
                 break
             next_id = next_id.masked_fill(finished, eos_id)  # (b, 1)
-        idx = torch.cat([idx, next_id.to(idx.dtype)], dim=1)
+        idx = torch.cat([idx, next_id.to(idx.dtype)], dim=1)  # (b, total_tokens)
     return idx
 
 

@@ -125,8 +125,8 @@ def refuse_later(folder: str, sources: list[str]) -> None:
     for source in sources:
         if source.startswith(f"{folder}/"):
             raise Problem(f"borrows from {source}, its own file: import it by its own name")
-        if source.startswith("ch") and folder.startswith("ch") and source > folder:
-            raise Problem(f"borrows from {source}, a later folder")
+        if source.startswith("ch") and folder.startswith("ch") and source.split("/")[0] > folder.split("/")[0]:
+            raise Problem(f"borrows from {source}, a later chapter")
 
 
 # ---- learner editions ----

@@ -1,5 +1,7 @@
 """The checks grade right and wrong answers: worked and second solutions pass, every mutant is rejected with a question."""
 
+import itertools
+import random
 import re
 from pathlib import Path
 
@@ -22,7 +24,7 @@ def worked_solutions() -> dict:
         number = heading[1] if heading else number
         if cell.cell_type == "code" and "solution" in cell.metadata.get("tags", []) and number not in solutions:
             solutions[number] = imports + "\n\n\n" + cell.source
-    return solutions
+    return {**solutions, "5.9b": solutions["5.9"], "5.10b": solutions["5.10"]}  # two answers in one cell
 
 
 SOLUTIONS = worked_solutions()
@@ -85,9 +87,15 @@ def text_loss(model, token_ids, context_length):
     return sum(losses) / len(losses)
 """,
     "5.6": """
-def load_gpt2(model_size, models_dir):
-    model, cfg = load_pretrained_gpt({}, model_size, models_dir)
-    return model, cfg
+def find_misplaced(model, params):
+    right = GPTModel(config_of_model(model))
+    load_weights_into_gpt(right, params)
+    wrong = []
+    for (name, ours), theirs in zip(right.state_dict().items(), model.state_dict().values()):
+        if (ours - theirs).abs().max() > 0:
+            wrong.append(name)
+    wrong.sort()
+    return wrong
 """,
     "5.7": """
 def perplexity(logits, targets):
@@ -104,11 +112,28 @@ def keep_top_p(logits, top_p):
     return kept
 """,
     "5.9": """
-def mean_loss(batches, model):
+def diagnose(train_losses, val_losses):
+    best, lowest = 0, float("inf")
+    for index, loss in enumerate(val_losses):
+        if loss < lowest:
+            best, lowest = index, loss
+    bad = any(loss != loss or abs(loss) == float("inf") for loss in [*train_losses, *val_losses])
+    if bad or not train_losses[-1] < train_losses[0]:
+        return ["diverged", best]
+    return ["overfitting" if val_losses[-1] - lowest > 0.1 else "learning", best]
+""",
+    "5.9b": """
+def recited(model, token_ids, prompt_length):
+    mode, ids = model.training, token_ids[:prompt_length]
     model.eval()
-    losses = [nn.functional.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="none").detach() for x, y in batches]
-    model.train()
-    return torch.cat(losses).mean().item() if losses else float("nan")
+    with torch.no_grad():
+        while len(ids) < len(token_ids):
+            guess = model(torch.tensor([ids]))[0, -1].argmax().item()
+            if guess != token_ids[len(ids)]:
+                break
+            ids = ids + [guess]
+    model.train(mode)
+    return len(ids) - prompt_length
 """,
     "5.10": """
 def clip_gradients(parameters, max_norm):
@@ -117,6 +142,19 @@ def clip_gradients(parameters, max_norm):
     for p in with_gradient:
         p.grad = p.grad * torch.clamp(max_norm / (norm + 1e-6), max=1.0)
     return norm.item()
+""",
+    "5.10b": """
+def train_from_scratch(cfg, loader, num_epochs, lr, max_norm):
+    torch.manual_seed(123)
+    model = GPTModel(cfg).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.1)
+    for inputs, targets in [batch for _ in range(num_epochs) for batch in loader]:
+        optimizer.zero_grad()
+        logits = model(inputs)
+        nn.functional.cross_entropy(logits.transpose(1, 2), targets).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+        optimizer.step()
+    return model
 """,
 }
 
@@ -127,6 +165,8 @@ MUTANTS = {
         ("softmax_with_temperature(logits, temperature)", "softmax_with_temperature(logits, 1 / temperature)"),
         ("softmax_with_temperature(logits, temperature)", "torch.softmax(logits, -1) / temperature"),
         ("(drawn == word).sum().item()", "round(draws * probas[word].item())"),
+        ("(drawn == word).sum().item()", "round(random.gauss(draws * probas[word].item(), 0.5))"),
+        ("(drawn == word).sum().item()", "round(draws * probas[word].item()) + next(tick) % 2"),
         ("(drawn == word).sum().item()", "(drawn != word).sum().item()"),
         ("(drawn == word).sum().item()", "(drawn == word).float().mean().item()"),
     ],
@@ -143,6 +183,8 @@ MUTANTS = {
         ("temperature == 0 or top_k == 1", "temperature == 0"),
         ("temperature == 0 or top_k == 1", "top_k == 1"),
         ("temperature == 0 or top_k == 1", "temperature < 1 or top_k == 1"),
+        ("temperature == 0 or top_k == 1", "temperature < 0.4 or top_k == 1"),
+        ("temperature == 0 or top_k == 1", "temperature < 0.02 or top_k == 1"),
         ("temperature == 0 or top_k == 1", "temperature == 0 or top_k is not None"),
     ],
     "5.4": [
@@ -165,16 +207,23 @@ MUTANTS = {
         (".split(context_length), targets.split(context_length)", ".split(context_length - 1 or 1), targets.split(context_length - 1)"),
     ],
     "5.6": [
-        ("    load_weights_into_gpt(model, params)\n", ""),
-        ("return model.eval(), cfg", "return model.train(), {**cfg, 'drop_rate': 0.1}"),
-        ('"qkv_bias": True', '"qkv_bias": False'),
-        ("settings[theirs] for", 'settings[theirs] if ours != "n_heads" else 2 for'),
-        ("settings[theirs] for", 'settings[theirs] if ours != "context_length" else 1024 for'),
-        ('"drop_rate": 0.0', '"drop_rate": 0.1'),
-        ("return model.eval(), cfg", "return model.eval(), {}"),
+        ("load_weights_into_gpt(right, params)", "load_weights_into_gpt(model, params)"),
+        ("    right = GPTModel(config_of_model(model))\n", "    right = model\n"),
+        ("    load_weights_into_gpt(right, params)\n", ""),
+        ("sorted(", "list("),
+        ("not torch.equal(parameter, ours[name])", "not torch.allclose(parameter, ours[name], atol=10.0)"),
+        ("not torch.equal(parameter, ours[name])", "abs(parameter.sum() - ours[name].sum()) > 1e-3"),
+        ("not torch.equal(parameter, ours[name])", "parameter.shape != ours[name].shape"),
+        ("not torch.equal(parameter, ours[name])", 'name.endswith("weight") and not torch.equal(parameter, ours[name])'),
+        ("not torch.equal(parameter, ours[name])", 'name.startswith("trf") and not torch.equal(parameter, ours[name])'),
+        ("    ours = dict", "    model.train()\n    ours = dict"),
     ],
     "5.7": [
         ("logits - logits.max(dim=-1, keepdim=True).values", "logits"),
+        ("logits - logits.max(dim=-1, keepdim=True).values", "logits.sub_(logits.max(dim=-1, keepdim=True).values)"),
+        ("    log_probas =", "    log_probas = shifted.softmax(dim=-1).gather(-1, targets[..., None]).log()\n    unused ="),
+        ("    return", "    return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).exp().item()\n    return"),
+        ("    return", "    return math.exp(-torch.log_softmax(logits, -1).gather(-1, targets[..., None]).mean())\n    return"),
         ("logits.max(dim=-1, keepdim=True)", "logits.max(dim=1, keepdim=True)"),
         ("math.exp(-log_probas.mean())", "log_probas.exp().mean().item() ** -1"),
         ("math.exp(-log_probas.mean())", "math.exp(-log_probas.sum())"),
@@ -185,6 +234,9 @@ MUTANTS = {
     "5.8": [
         ("probas.cumsum(dim=-1) - probas >= top_p", "probas.cumsum(dim=-1) >= top_p"),
         ("probas.cumsum(dim=-1) - probas >= top_p", "probas < 1 - top_p"),
+        ("probas.cumsum(dim=-1) - probas >= top_p", "probas.cumsum(dim=-1) - probas > top_p"),
+        ("    cut =", "    [row.argmax() for row in logits for _ in range(row.numel())]\n    cut ="),
+        ("    cut =", "    [value for row in logits.tolist() for value in row]\n    cut ="),
         ("cut.scatter(-1, order, cut)", "cut"),
         ("cut.scatter(-1, order, cut)", "cut.gather(-1, order)"),
         ("descending=True", "descending=False"),
@@ -193,11 +245,28 @@ MUTANTS = {
         ("cumsum(dim=-1)", "cumsum(dim=0)"),
     ],
     "5.9": [
-        (" * targets.numel()", ""),
-        ("count += targets.numel()", "count += 1"),
+        ("> val_losses[best] + 0.1", "> val_losses[best]"),
+        ("> val_losses[best] + 0.1", "> min(val_losses[0], val_losses[best] + 1)"),
+        ("> val_losses[best] + 0.1", "> train_losses[-1] + 0.1"),
+        (">= train_losses[0]", "> train_losses[0]"),
+        ("train_losses + val_losses", "train_losses"),
+        ("train_losses + val_losses", "val_losses"),
+        ("not all(map(math.isfinite, train_losses + val_losses)) or ", ""),
+        ("if math.isfinite(loss)]", "]"),
+        ("min(finite, key=lambda index: val_losses[index], default=0)", "len(val_losses) - 1"),
+        ("min(finite, key", "min(finite[::-1], key"),
+        (", default=0", ""),
+        ('return "diverged", best', 'return "diverged", 0'),
+    ],
+    "5.9b": [
         ("    model.eval()\n", ""),
-        ("    model.train()\n", ""),
-        ("else math.nan", "else 0.0"),
+        ("    model.train(was_training)\n", ""),
+        ("    model.train(was_training)\n", "    model.train()\n"),
+        ("    return count", "    return sum(a == b for a, b in zip(written[prompt_length:], token_ids[prompt_length:]))"),
+        ("    return count", "    return count + prompt_length"),
+        ("    return count", "    return min(count, len(token_ids) - prompt_length - 1)"),
+        ("    return count", "    return count / max(1, len(token_ids) - prompt_length)"),
+        ("token_ids[:prompt_length]", "token_ids[: prompt_length - 1] or token_ids[:1]"),
     ],
     "5.10": [
         ("if norm > max_norm", "if True"),
@@ -208,14 +277,27 @@ MUTANTS = {
         ("gradient.mul_(max_norm / norm)", "gradient = gradient * (max_norm / norm)"),
         ("math.sqrt(", "(lambda x: x)("),
         (" if parameter.grad is not None]", "]"),
+        ("    norm = ", "    return nn.utils.clip_grad_norm_(parameters, max_norm).item()\n    norm = "),
         ("    return norm", "    return min(norm, max_norm)"),
+    ],
+    "5.10b": [
+        ("            clip_gradients(list(model.parameters()), max_norm)\n            optimizer.step()", "            optimizer.step()"),
+        ("            optimizer.step()\n", ""),
+        ("            optimizer.zero_grad()\n", ""),
+        ("    torch.manual_seed(123)\n", ""),
+        ("range(num_epochs)", "range(1)"),
+        ("lr=lr", "lr=1e-3"),
+        ("max_norm)\n            optimizer", "1.0)\n            optimizer"),
+        ("weight_decay=0.1", "weight_decay=0.5"),
+        ("torch.optim.AdamW(", "torch.optim.Adam("),
+        ("    return model", "    return optimizer"),
     ],
 }
 
 
 def answer_of(number: str, source: str):
     """Run the source of an answer and return the function that the exercise asks for."""
-    names = {}
+    names = {"random": random, "tick": itertools.count()}
     exec(compile(source, f"answer to {number}", "exec"), names)
     return names[CHECKS[number][1]]
 

@@ -206,7 +206,7 @@ def test_an_orphan_is_reported_and_removed(course, capsys):
         ("ch04/01_main/own.py", "from previous_chapters import Lid\n", "no source of previous_chapters defines Lid"),
         ("ch04/01_main/own.py", "from previous_chapters import main\n", "no source of previous_chapters defines main"),
         ("ch04/01_main/own.py", "from previous_chapters import *\n", "imports *"),
-        ("ch02/02_bonus/own.py", "from previous_chapters import Box\n", "a later folder"),
+        ("ch02/02_bonus/own.py", "from previous_chapters import Box\n", "a later chapter"),
         ("ch03/01_main/own.py", "from previous_chapters import Box\n", "its own file"),
         ("ch03/01_main/second.py", "from extra import lid\n\nclass Box:\n    f = lid\n", "no source"),
         ("ch03/01_main/second.py", "from previous_chapters import helper as h\n\nclass Box:\n    f = h\n", "needs the name itself"),
