@@ -148,11 +148,11 @@ def attention() -> plt.Figure:
     places = [0.5 + 0.76 * i for i in range(len(words))]
     weights = [0.05, 0.55, 0.03, 0.04, 0.18, 0.06, 0.09]
     for i, (word, x) in enumerate(zip(words, places)):
-        later = i > 6
-        ax.text(x, 0.75, word, ha="center", va="center", fontsize=11, color="#AAAAAA" if later else "black", fontweight="bold" if i == 6 else None)
+        color, weight = ("#AAAAAA" if i > 6 else "black"), ("bold" if i == 6 else None)
+        ax.text(x, 0.75, word, ha="center", va="center", fontsize=11, color=color, fontweight=weight)
     for x, weight in zip(places[:6], weights):
-        style = {"arrowstyle": "-", "connectionstyle": "arc3,rad=0.35", "color": COLORS["blue"], "linewidth": 12 * weight + 0.5, "alpha": 0.75}
-        ax.annotate("", xy=(x, 0.95), xytext=(places[6], 0.95), arrowprops=style)
+        style = {"arrowstyle": "-", "connectionstyle": "arc3,rad=0.35", "color": COLORS["blue"], "alpha": 0.75}
+        ax.annotate("", xy=(x, 0.95), xytext=(places[6], 0.95), arrowprops={**style, "linewidth": 12 * weight + 0.5})
     for x, weight in zip(places, weights):
         ax.text(x, 0.42, f"{weight:.2f}", ha="center", va="center", fontsize=9.5, color=COLORS["blue"])
     ax.text(0.5 * (places[7] + places[8]), 0.42, "not yet read", ha="center", va="center", fontsize=9, color="#777777")
@@ -166,8 +166,8 @@ def grid(ax: plt.Axes, left: float, top: float, seen, rows: list[str], columns: 
     for r, row in enumerate(rows):
         ax.text(left - 0.06, top - size * (r + 0.5), row, ha="right", va="center", fontsize=9)
         for c in range(len(columns)):
-            fill = SOFT[color] if seen(r, c) else "white"
-            ax.add_patch(plt.Rectangle((left + size * c, top - size * (r + 1)), size, size, facecolor=fill, edgecolor="black", linewidth=0.7))
+            corner, fill = (left + size * c, top - size * (r + 1)), SOFT[color if seen(r, c) else "white"]
+            ax.add_patch(plt.Rectangle(corner, size, size, facecolor=fill, edgecolor="black", linewidth=0.7))
     for c, column in enumerate(columns):
         ax.text(left + size * (c + 0.5), top + 0.06, column, ha="center", va="bottom", rotation=90, fontsize=9)
 
@@ -222,12 +222,13 @@ def scale() -> plt.Figure:
     """Parameters against training tokens of published models and of this course's own."""
     fig, ax = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
     line = [1e6, 2e12]
+    sides = {"right": ((7, 0), "left"), "left": ((-7, 0), "right"), "below": ((0, -11), "center"), "below left": ((-6, -6), "right")}
     ax.plot(line, [TOKENS_PER_PARAMETER * n for n in line], color="#888888", linestyle="--", linewidth=1)
     ax.text(6e8, 4e9, "20 tokens a parameter", rotation=20, fontsize=9, color="#555555", ha="center")
     for name, parameters, tokens, side in MODELS:
         ours = "ours" in name
         ax.scatter(parameters, tokens, s=40, color=COLORS["red" if ours else "blue"], marker="s" if ours else "o", zorder=3)
-        offset, align = {"right": ((7, 0), "left"), "left": ((-7, 0), "right"), "below": ((0, -11), "center"), "below left": ((-6, -6), "right")}[side]
+        offset, align = sides[side]
         ax.annotate(name, (parameters, tokens), xytext=offset, textcoords="offset points", ha=align, va="center", fontsize=9)
     ax.set(xscale="log", yscale="log", xlim=(3e6, 9e12), ylim=(1e4, 1e14), xlabel="parameters", ylabel="tokens read in training")
     ax.set_title("Newer models read far more for their size", loc="left", fontsize=11)
@@ -267,7 +268,11 @@ def main(argv: list[str] | None = None) -> int:
     """Write every figure; returns 0, or exits with code 2 and one line if the folder cannot be written."""
     parser = argparse.ArgumentParser(description="Draw the figures of chapter 1.", allow_abbrev=False)
     parser.add_argument(
-        "--output", type=Path, default=Path(__file__).resolve().parent / "figures", metavar="DIR", help="folder to write to (default: figures)"
+        "--output",
+        type=Path,
+        default=Path(__file__).resolve().parent / "figures",
+        metavar="DIR",
+        help="folder to write to (default: figures)",
     )
     parser.add_argument("--format", choices=["svg", "png"], default="svg", help="file type (default: %(default)s)")
     args = parser.parse_args(argv)
