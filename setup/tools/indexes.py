@@ -48,7 +48,9 @@ def exercises(root: Path, path: str) -> list[dict]:
 
 
 def title_of(root: Path, path: str) -> str:
-    """The first heading of a README."""
+    """The first heading of a README; Problem if it is not there."""
+    if not (root / path).is_file():
+        raise Problem(f"{path} is missing: the index of exercises takes a heading from it")
     return (root / path).read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
 
 

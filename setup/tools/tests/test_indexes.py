@@ -81,6 +81,11 @@ def test_check_sees_a_page_that_is_out_of_date(course, capsys):
     assert "appendix-C/README.md is missing or differs" in told and "ch01/README.md is missing or differs" in told
 
 
+def test_a_chapter_without_readme_is_named(course, capsys):
+    (course / "ch09/README.md").unlink()
+    assert "ch09/README.md is missing" in complaint(course, capsys)
+
+
 @pytest.mark.parametrize(
     ("name", "old", "new", "told"),
     [
