@@ -58,6 +58,12 @@ def test_figures_that_cannot_be_written_end_in_one_line(tmp_path, capsys):
     assert stopped.value.code == 2 and len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
+def test_help_names_the_options(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        figures.main(["--help"])
+    assert stopped.value.code == 0 and "--output DIR" in capsys.readouterr().out
+
+
 def test_alt_texts_tell_the_numbers_of_their_figures():
     alt = dict(reversed(pair) for pair in re.findall(r"!\[(.+?)\]\(figures/([\w-]+)\.svg\)", README))
     assert all(f"{word} {percent}%" in alt["next-token"] for word, percent in figures.NEXT_TOKENS.items())
