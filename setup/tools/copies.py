@@ -6,7 +6,8 @@
 Numbered folders run alone, so nothing imports across folders. What a folder borrows, it imports, and the import is the only
 declaration: `from previous_chapters import GPTModel` in a module, notebook or test makes this tool write a module
 `previous_chapters.py` with that class and all it uses into the folder. `copies.toml`, beside this file, lists the families of
-modules that lend. Data files that borrowed code reads come along; `exercises.ipynb` is made from `exercise-solutions.ipynb`.
+modules that lend. Data files that borrowed code reads come along; `exercises.ipynb` is made from `exercise-solutions.ipynb`,
+and `indexes.py` makes the index of all exercises and chapter 1's map of folders.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import nbformat
 from borrowing import DEFINITIONS, Family, Problem, Source, parse
+from indexes import pages
 from ledger import cell_statements, ledger
 from tracked import tracked
 
@@ -186,6 +188,14 @@ def plan(root: Path, families: list[Family], files_of_project: list[str]) -> tup
     return found, problems
 
 
+def indexed(root: Path, files_of_project: list[str]) -> tuple[list[Copy], list[str]]:
+    """The pages that hold an index, and a line if one cannot be made, which keeps no other file from being written."""
+    try:
+        return [Copy(*page) for page in pages(root, files_of_project)], []
+    except Problem as problem:
+        return [], [str(problem)]
+
+
 def orphans(root: Path, families: list[Family], copies: list[Copy], files_of_project: list[str]) -> list[str]:
     """Tracked files that call themselves generated, or repeat a lent data file, and are in no plan."""
     planned = {c.target for c in copies}
@@ -248,13 +258,15 @@ def main(argv: list[str] | None = None) -> int:
         parser.exit(2, f"{parser.prog}: error: {problem}\n")
     files = tracked(args.root, new=not args.check)  # what git does not know may be a learner's own: it is served, not judged
     copies, problems = plan(args.root, families, files)
+    index_pages, unindexed = indexed(args.root, files)
     if args.check or not problems:  # with a folder missing from the plan, its files would look like orphans
-        problems += settle(args.root, copies, orphans(args.root, families, copies, files), args.check)
+        problems += settle(args.root, copies + index_pages, orphans(args.root, families, copies, files), args.check)
+    problems += unindexed
     problems += prove(args.root, config) if args.check else []
     for problem in problems:
         print(problem, file=sys.stderr)
     if not problems:
-        print(f"{len(copies)} generated files are up to date" + (", repeated definitions agree" if args.check else ""))
+        print(f"{len(copies + index_pages)} generated files are up to date" + (", repeated definitions agree" if args.check else ""))
     return 1 if problems else 0
 
 
