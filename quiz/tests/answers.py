@@ -36,7 +36,8 @@ def evaluate(check: str, namespace: dict):
     """Run the statements of a check and return the value of its last line."""
     *body, last = ast.parse(check.strip()).body
     exec(compile(ast.Module(body, []), "<check>", "exec"), namespace)
-    return eval(compile(ast.Expression(last.value), "<check>", "eval"), namespace)
+    value = eval(compile(ast.Expression(last.value), "<check>", "eval"), namespace)
+    return value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
 
 
 def problem(question: Question, setup: str = "") -> str:
