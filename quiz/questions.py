@@ -71,7 +71,8 @@ def read_quiz(path: Path) -> Quiz:
 
 def find_quizzes() -> dict[str, Path]:
     """{name on the command line: file}: "2" is ch02.toml, "E" is appendix-E.toml."""
-    return {path.stem.removeprefix("ch0").removeprefix("appendix-"): path for path in sorted(FOLDER.glob("*.toml"))}
+    paths = [*sorted(FOLDER.glob("ch*.toml")), *sorted(FOLDER.glob("appendix-*.toml"))]
+    return {path.stem.removeprefix("ch0").removeprefix("appendix-"): path for path in paths}
 
 
 def arrange(questions: list[Question], rng: random.Random) -> list[Question]:
