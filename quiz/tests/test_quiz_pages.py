@@ -36,6 +36,12 @@ def test_a_page_out_of_date_is_seen_and_written_again(tmp_path, monkeypatch, cap
 
 
 @each_quiz
+def test_the_readme_leads_to_every_page(name):
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert f"({name}.md)" in text and f"({name}.html)" in text
+
+
+@each_quiz
 def test_answers_are_folded_and_favor_no_letter(name):
     text = (FOLDER / f"{name}.md").read_text(encoding="utf-8")
     open_part = re.sub(r"<details>.*?</details>", "", text, flags=re.S)
