@@ -76,6 +76,7 @@ def test_every_question_on_code_is_computed(name):
     assert [question.ask for question in QUIZZES[name].questions if question.kind == "code" and not question.check] == []
 
 
+@pytest.mark.slow
 @each_quiz
 def test_what_a_program_can_compute_is_what_the_quiz_says(name):
     folder = FOLDER.parent / QUIZZES[name].folder
