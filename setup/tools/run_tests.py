@@ -125,6 +125,7 @@ def proofs_stage(args):
     proofs = ["copies.py --check", "notebooks.py check", "notebooks.py table --check", "links.py", "alone.py"]
     for proof in proofs[:1] if args.fast else proofs:
         yield run(proof, [sys.executable, *f"{TOOLS}/{proof}".split()], ONE_THREAD)
+    yield run("make_pages.py --check", [sys.executable, "quiz/make_pages.py", "--check"])
 
 
 def unit_stage(args):
