@@ -109,6 +109,8 @@ def one_query() -> plt.Figure:
         box(ax, x, 24.5, 10, 5, scores[i], GRAY, 11)
         box(ax, x, 14, 10, 5, weights[i], YELLOW, 11)
         arrow(ax, (x + 5, 35.9), (x + 5, 29.7))
+        if not query:
+            arrow(ax, (63.8, 35.9), (x + 5 + (-1.8 if word == "rowed" else 1.8), 29.7), 1.0, "#D55E00")
         arrow(ax, (x + 5, 24.4), (x + 5, 19.2))
         arrow(ax, (x + 5, 13.9), (51.2 + 0.9 * (i - 2), 8.4), 12 * float(weights[i]), "#0072B2")
     label(ax, 63.8, 44, "query", 10.5, weight="bold")
