@@ -1,7 +1,7 @@
 """The course's story with a vocabulary of its own, so that a training of appendix D takes seconds instead of a minute.
 
-GPT-2's tokenizer knows 50,257 tokens, the story needs 1,083 of them. A model with these alone has 12 times smaller tables
-and learns the same text; only its losses cannot be compared with those of chapter 5, where 50,257 tokens compete.
+GPT-2's tokenizer knows 50,257 tokens, the story needs 1,083 of them. A model with these alone has tables 46 times
+smaller and learns the same text; only its losses cannot be compared with those of chapter 5, where 50,257 tokens compete.
 """
 
 from collections.abc import Iterable

@@ -38,11 +38,14 @@ def check_schedule(total_steps: int, warmup_steps: int, peak_lr: float) -> None:
 
 
 @contextlib.contextmanager
-def rates_put_back(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Give each parameter group its learning rate back at the end, so that a second training has the same peak. Section D.4."""
+def rates_put_back(optimizer: torch.optim.Optimizer) -> Iterator[list[float]]:
+    """Yield the learning rates of the parameter groups and give them back at the end: a second training has the same peaks.
+
+    Section D.4.
+    """
     peaks = [group["lr"] for group in optimizer.param_groups]
     try:
-        yield
+        yield peaks
     finally:
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak
@@ -77,10 +80,9 @@ def train_model(
     total_steps = n_epochs * len(train_loader)
     peak_lr = optimizer.param_groups[0]["lr"]
     check_schedule(total_steps, warmup_steps, peak_lr)
-    ratios = [group["lr"] / peak_lr for group in optimizer.param_groups]
     decay_steps = max(1, total_steps - 1 - warmup_steps)  # from the peak to the last update
     model.train()
-    with rates_put_back(optimizer):
+    with rates_put_back(optimizer) as peaks:
         for epoch in range(n_epochs):
             for input_batch, target_batch in train_loader:
                 step += 1
@@ -89,10 +91,9 @@ def train_model(
                 else:
                     progress = (step - warmup_steps) / decay_steps
                     lr = min_lr + 0.5 * (peak_lr - min_lr) * (1 + math.cos(math.pi * progress))
-                for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
-                    group["lr"] = lr * ratio
+                for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                    group["lr"] = lr * (peak / peak_lr)
                 track_lrs.append(lr)
-
                 optimizer.zero_grad()
                 loss = calc_loss_batch(input_batch, target_batch, model, device)
                 loss.backward()
@@ -100,7 +101,6 @@ def train_model(
                     nn.utils.clip_grad_norm_(model.parameters(), max_norm)
                 optimizer.step()
                 tokens_seen += input_batch.numel()
-
                 if step % eval_freq == 0:
                     train_loss, val_loss = evaluate_model(model, train_loader, val_loader, device, eval_iter)
                     train_losses.append(train_loss)
