@@ -71,8 +71,8 @@ MUTANTS = {
         ("0.5 * (peak_lr - min_lr)", "(peak_lr - min_lr)"),
         ("(step - warmup_steps) /", "step /"),
         ("    def rate(step):", "    count = iter(range(10**6))\n\n    def rate(step):\n        step = next(count)"),
-        ("    return rate\n", "    return rate(0)\n"),
-        ("    return rate\n", "    pass\n"),
+        ("\n    return rate", "\n    return rate(0)"),
+        ("\n    return rate", "\n    pass"),
     ],
     "D.2": [
         ("elif norm > max_norm:", "else:"),
@@ -142,7 +142,7 @@ def test_mutant_is_rejected_with_a_question(number, index):
     imports, _, solution = SOLUTIONS[number].partition("\n\n\n")
     assert before in solution, f"mutant {index} of {number} edits nothing"
     with pytest.raises(CheckFailed) as caught:
-        check(number, imports + "\n" + (solution + "\n").replace(before, after, 1))
+        check(number, imports + "\n" + solution.replace(before, after, 1))
     message = str(caught.value)
     assert "?" in message and ("expected:" in message or "your code stopped with" in message), message
 
