@@ -13,7 +13,7 @@ import ablation
 import pytest
 
 FOLDER = Path(ablation.__file__).parent
-QUICK = ["--rates", "0.01", "--seeds", "123", "--epochs", "1", "--batch_size", "18", "--emb_dim", "8", "--n_layers", "1"]
+QUICK = ["--rates", "0.01", "--seeds", "123", "--epochs", "3", "--batch_size", "18", "--emb_dim", "8", "--n_layers", "1"]
 LOG = json.loads((FOLDER / "ablation.json").read_text(encoding="utf-8"))
 
 
@@ -37,7 +37,7 @@ def test_one_run_of_every_variant(tmp_path, capsys):
     assert ablation.main([*QUICK, "--output", str(output), "--device", "cpu"]) == 0
     log = json.loads(output.read_text(encoding="utf-8"))
     assert [run["variant"] for run in log["runs"]] == list(ablation.VARIANTS)
-    assert log["settings"] == {"emb_dim": 8, "n_layers": 1, "epochs": 1, "batch_size": 18} and "torch" in log["machine"]
+    assert log["settings"] == {"emb_dim": 8, "n_layers": 1, "epochs": 3, "batch_size": 18} and "torch" in log["machine"]
     losses = {run["variant"]: run["train_loss"] for run in log["runs"]}
     assert len(set(losses.values())) > 2 and all(0 < loss < 9 for loss in losses.values())
     assert all(run["best_val_loss"] <= run["val_loss"] for run in log["runs"])
