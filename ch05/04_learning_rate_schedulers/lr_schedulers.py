@@ -1,4 +1,4 @@
-"""Warm-up, cosine decay and clipping with what PyTorch brings along: a short training that shows its learning rates.
+"""Warm-up, cosine decay and clipping from PyTorch itself: a short training that shows its learning rates.
 
 Appendix D writes the schedule out by hand and explains it; here two of PyTorch's schedulers, joined by a third, do the same.
 
