@@ -665,7 +665,7 @@ def token_ids_to_text(token_ids: torch.Tensor, tokenizer) -> str:
 
 @dataclass
 class TrainingState:
-    """Where a training run stands; saved with every checkpoint. Chapter 5, section 5.4."""
+    """Where a training run stands; saved with every checkpoint. Chapter 5, section 5.8."""
 
     epoch: int = 0  # epochs finished
     batch: int = 0  # batches of the current epoch that are done
@@ -678,7 +678,7 @@ class TrainingState:
 
 
 def remaining_batches(loader: DataLoader, state: TrainingState) -> Iterator:
-    """Return an iterator over the batches of the current epoch that are still to do, in the epoch's own order. Section 5.4."""
+    """Return an iterator over the batches of the current epoch that are still to do, in the epoch's own order. Section 5.8."""
     if state.batch == 0:
         state.epoch_rng = torch.get_rng_state()
         return iter(loader)
@@ -720,8 +720,9 @@ STORY_CONFIG = {**GPT_CONFIG_124M, "context_length": 128, "emb_dim": 256, "n_hea
 def calc_loss_batch(input_batch: torch.Tensor, target_batch: torch.Tensor, model: nn.Module, device: torch.device) -> torch.Tensor:
     """Return the mean cross-entropy of a batch, a scalar; both inputs are ids (b, num_tokens). Chapter 5, section 5.1.3."""
     logits = model(input_batch.to(device))  # (b, num_tokens, vocab_size)
-    # Cross-entropy wants one row per prediction; .float() matters only when the model computes in bfloat16.
-    return nn.functional.cross_entropy(logits.flatten(0, 1).float(), target_batch.to(device).flatten())
+    flat_logits = logits.flatten(0, 1).float()  # (b * num_tokens, vocab_size)  .float() matters only in bfloat16
+    flat_targets = target_batch.to(device).flatten()  # (b * num_tokens)
+    return nn.functional.cross_entropy(flat_logits, flat_targets)
 
 
 def calc_loss_loader(data_loader: DataLoader, model: nn.Module, device: torch.device, num_batches: int | None = None) -> float:
@@ -778,7 +779,7 @@ def train_model_simple(
 
     Evaluates after the first update (step 0) and at every multiple of eval_freq; prints a sample after each epoch.
     `state` continues an earlier run; `after_step(state)` is called after each update and stops the run by returning True.
-    Chapter 5, sections 5.2 and 5.4.
+    Chapter 5, sections 5.2 and 5.8.
     """
     state = TrainingState() if state is None else state
     model.train()

@@ -458,8 +458,9 @@ STORY_CONFIG = {**GPT_CONFIG_124M, "context_length": 128, "emb_dim": 256, "n_hea
 def calc_loss_batch(input_batch: torch.Tensor, target_batch: torch.Tensor, model: nn.Module, device: torch.device) -> torch.Tensor:
     """Return the mean cross-entropy of a batch, a scalar; both inputs are ids (b, num_tokens). Chapter 5, section 5.1.3."""
     logits = model(input_batch.to(device))  # (b, num_tokens, vocab_size)
-    # Cross-entropy wants one row per prediction; .float() matters only when the model computes in bfloat16.
-    return nn.functional.cross_entropy(logits.flatten(0, 1).float(), target_batch.to(device).flatten())
+    flat_logits = logits.flatten(0, 1).float()  # (b * num_tokens, vocab_size)  .float() matters only in bfloat16
+    flat_targets = target_batch.to(device).flatten()  # (b * num_tokens)
+    return nn.functional.cross_entropy(flat_logits, flat_targets)
 
 
 def create_split_loaders(text: str, gpt_config: dict, batch_size: int) -> tuple[DataLoader, DataLoader]:
