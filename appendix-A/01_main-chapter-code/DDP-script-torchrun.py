@@ -10,6 +10,7 @@ torchrun runs this file once in every process and says in environment variables 
 import os
 import platform
 import sys
+import time
 
 import torch
 import torch.distributed as dist
@@ -67,7 +68,8 @@ def command_line(argv: list[str] | None = None) -> int:
         choose_backend(args.backend, choose_device(args.device, 0, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
         check_share(world_size, args.batch_size, args.repeat)
     except ValueError as error:
-        if rank > 0:
+        if rank > 0:  # rank 0 writes the line; torchrun ends all processes at the first exit, so leave it time to do so
+            time.sleep(2)
             return 2
         parser.error(str(error))
     try:
