@@ -34,7 +34,7 @@ def draw_days(ax: plt.Axes, X: torch.Tensor, y: torch.Tensor) -> None:
         points = X[y == label]
         look = {"s": 70, "color": color, "marker": marker, "edgecolor": "white", "zorder": 3}
         ax.scatter(points[:, 0], points[:, 1], label=f"{label}: ferry {name}", **look)
-    ax.set(xlabel="wind, compared with an average day", ylabel="waves, compared", xlim=(-3, 3), ylim=(-3, 3))
+    ax.set(xlabel="wind, compared with the average day", ylabel="waves, compared with it", xlim=(-3, 3), ylim=(-3, 3))
     ax.legend(loc="upper left")
 
 
@@ -64,7 +64,7 @@ def border(model: torch.nn.Module, X: torch.Tensor, y: torch.Tensor, title: str)
 def graph() -> plt.Figure:
     """The logistic unit as a computation graph: forward above, the slopes of the way back below."""
     fig, ax = blank(6.8, 2.6, "Forward, each station makes a number; backward, slopes are multiplied")
-    stations = [(0.05, "weight w\n0.8"), (1.5, "z = x·w + b\n0.76"), (3.15, "a = sigmoid(z)\n0.681"), (4.95, "loss = -log(a)\n0.383")]
+    stations = [(0.05, "weight w\n0.8"), (1.5, "z = x·w + b\n0.76"), (3.15, "a = sigmoid(z)\n0.681"), (4.95, "loss = -log(a)\n0.384")]
     widths = [1.0, 1.2, 1.3, 1.35]
     for (x, text), width in zip(stations, widths):
         box(ax, x, 1.05, width, 0.6, text, COLORS["blue"])
