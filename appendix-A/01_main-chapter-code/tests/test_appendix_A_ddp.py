@@ -311,11 +311,34 @@ def test_gradients_and_weights_are_those_of_one_process_on_the_joined_batch(two_
 
 
 @pytest.mark.slow
+def test_accuracy_is_that_of_all_processes_even_if_one_has_no_example(two_processes):
+    for record in two_processes[0]:
+        assert record["accuracies"] == pytest.approx([2 / 3, 1.0])
+
+
+@pytest.mark.slow
 def test_the_common_result_is_printed_once(two_processes):
     out = two_processes[1]
     assert sum(line.startswith("accuracy of all processes together: training 1.00, test 1.00") for line in out) == 1
     assert len(out) == 1 + 2 * (1 + 3)
     assert len({line.split("together ")[1] for line in out if " of 2: cpu, gloo" in line}) == 1
+
+
+@pytest.mark.slow
+def test_the_readme_shows_what_two_processes_print(two_processes):
+    readme = (CODE / "README.md").read_text(encoding="utf-8")
+    shown = re.search(r"```text\n(rank 0.*?)```", readme, flags=re.DOTALL)[1].splitlines()
+    assert sorted(shown) == sorted(two_processes[1])
+
+
+def test_the_commands_of_the_readme_are_those_that_tests_run():
+    readme = (CODE / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"```bash\n(.*?)\n```", readme, flags=re.DOTALL) == [
+        "python DDP-script.py",
+        "python DDP-script.py --world_size 2 --device cpu",
+        "torchrun --nproc_per_node=2 DDP-script-torchrun.py",
+        "CUDA_VISIBLE_DEVICES=0,2 torchrun --nproc_per_node=2 DDP-script-torchrun.py",
+    ]
 
 
 @pytest.mark.slow
@@ -341,7 +364,8 @@ def test_two_runs_side_by_side_do_not_meet():
 
 @pytest.mark.slow
 def test_torchrun_starts_the_same_training(two_processes):
-    status, out, err = finish(start("-m", "torch.distributed.run", "--nproc_per_node=2", "DDP-script-torchrun.py", *CPU))
+    arguments = ["-m", "torch.distributed.run", "--nproc_per_node=2", "DDP-script-torchrun.py", *CPU]
+    status, out, err = finish(start(*arguments, CUDA_VISIBLE_DEVICES="0,2"))
     assert (status, [line for line in err if "error" in line.lower()]) == (0, [])
     assert sorted(out) == sorted(two_processes[1])
 

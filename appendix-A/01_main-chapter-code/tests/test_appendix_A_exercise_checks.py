@@ -71,7 +71,7 @@ def train_step(model, features, labels, learning_rate):
     for parameter, slope in zip(trained, slopes):
         if slope is not None:
             parameter.data.add_(slope, alpha=-learning_rate)
-    return float(loss)
+    return float(loss.detach())
 """,
 }
 
