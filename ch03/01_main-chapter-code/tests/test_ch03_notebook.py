@@ -63,7 +63,8 @@ def test_every_core_try_it_has_an_answer(prose):
     core = prose[: prose.index("## What you have built")]
     folded = core[core.index("<details>") : core.index("</details>")]
     answers = prose[prose.index("## Answers to the Try-its") : prose.index("## 3.8")]
-    assert core.count("**Try it:**") - folded.count("**Try it:**") == answers.count("<details>") == answers.count("</details>") == 11
+    assert core.count("**Try it:**") - folded.count("**Try it:**") == answers.count("<summary>") - answers.count("<summary>3.8") == 11
+    assert answers.count("<details>") == answers.count("</details>") == answers.count("<summary>") == 13
     assert "**Try it.**" not in prose and "**Prediction" not in prose
 
 
