@@ -105,3 +105,9 @@ def test_the_summary_notebook_imports_the_module_and_defines_nothing():
     cells = [cell.source for cell in nbformat.read(FOLDER / "dataloader.ipynb", as_version=4).cells if cell.cell_type == "code"]
     assert "from dataloader import" in "\n".join(cells)
     assert not [source for source in cells if re.search(r"^(def|class) ", source, flags=re.M)]
+
+
+def test_the_answer_about_numbers_is_what_the_tokenizer_does():
+    pieces = {number: [TOKENIZER.decode([i]) for i in TOKENIZER.encode(number)] for number in ("1999", "2026", "123456")}
+    assert pieces == {"1999": ["1999"], "2026": ["20", "26"], "123456": ["123", "456"]}
+    assert "`1999` stays in one piece, `2026` becomes `20` and `26`, `123456` becomes `123` and `456`" in PROSE

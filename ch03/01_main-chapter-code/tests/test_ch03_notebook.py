@@ -112,3 +112,10 @@ def test_readme_shows_the_scripts_lines(capsys):
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     count = multihead_attention.count_parameters(multihead_attention.MultiHeadAttention(768, 768, 4, 0.0, 12))
     assert f"parameters: {count:,}" in text
+
+
+def test_the_answer_about_a_second_nell_is_true(sentence):
+    copied = sentence.clone()
+    copied[2] = sentence[0]
+    before, after = (torch.softmax(x @ x.T, dim=-1) for x in (sentence, copied))
+    assert torch.equal(after[2], after[0]) and ((after - before).abs() > 0.005).any(dim=-1).all()
