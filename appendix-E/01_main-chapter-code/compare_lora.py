@@ -62,7 +62,7 @@ WAYS = {  # None: no adapters, else the arguments of replace_linear_with_lora
 }
 RATES = {  # learning rates tried; what is not listed takes that of LoRA
     "last block": [2e-4, 5e-4, 1e-3, 2e-3],
-    "all layers": [5e-5, 1e-4, 2e-4, 5e-4],
+    "all layers": [2e-5, 5e-5, 1e-4, 2e-4, 5e-4],
     "LoRA": [1e-4, 3e-4, 1e-3, 3e-3],
     "LoRA, head": [3e-3, 1e-2, 3e-2],
 }

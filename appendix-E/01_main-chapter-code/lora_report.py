@@ -24,7 +24,7 @@ def of(lines: list[dict], job: str, **what) -> list[dict]:
     return found
 
 
-def accuracies(lines: list[dict], way: str, part: str = "test") -> list[float]:
+def split_accuracies(lines: list[dict], way: str, part: str = "test") -> list[float]:
     """Return the share of right answers of one way, one for each split."""
     return [line[part]["right"] / line[part]["texts"] for line in of(lines, "result", way=way)]
 
@@ -50,8 +50,8 @@ def accuracy_table(lines: list[dict], ways: list[str]) -> str:
     """Return a Markdown table of the accuracies of some ways on the three splits."""
     rows = ["| What is trained | Numbers | Learning rate | Validation | Test | Worst to best split |", "|---|---|---|---|---|---|"]
     for way in ways:
-        first, test = of(lines, "result", way=way)[0], accuracies(lines, way)
-        means = f"{percent(mean(accuracies(lines, way, 'validation')))} | {percent(mean(test))}"
+        first, test = of(lines, "result", way=way)[0], split_accuracies(lines, way)
+        means = f"{percent(mean(split_accuracies(lines, way, 'validation')))} | {percent(mean(test))}"
         spread = f"{percent(min(test))} to {percent(max(test))}"
         rows.append(f"| {way} | {first['trained']:,} | {first['learning_rate']:g} | {means} | {spread} |")
     return "\n".join(rows)
@@ -80,7 +80,7 @@ def draw_comparison(lines: list[dict]) -> Figure:
     """Draw the three main ways side by side: test accuracy by split, time of an update, and peak memory."""
     fig, axes = plt.subplots(1, 3, figsize=(9, 2.8), sharey=True)
     for height, way in enumerate(MAIN):
-        values = [100 * value for value in accuracies(lines, way)]
+        values = [100 * value for value in split_accuracies(lines, way)]
         axes[0].plot(values, [height] * len(values), "o", color=COLORS["blue"], alpha=0.6)
         axes[0].plot([mean(values)] * 2, [height - 0.3, height + 0.3], color=COLORS["blue"], linewidth=2)
         for size, color, shift in (("mini", "orange", 0.2), ("124M", "green", -0.2)):

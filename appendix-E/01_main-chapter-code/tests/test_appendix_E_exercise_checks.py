@@ -54,8 +54,9 @@ def rank_table(base, ranks, keep, train, measure):
             parameter.requires_grad = False
         torch.manual_seed(123)
         for block in model.trf_blocks:
-            for part, name in [(block.att, n) for n in ("W_query", "W_key", "W_value", "out_proj")] + [(block.ff.layers, "0"), (block.ff.layers, "2")]:
-                setattr(part, name, LinearWithLoRA(getattr(part, name), rank, alpha))
+            for part, names in ((block.att, ("W_query", "W_key", "W_value", "out_proj")), (block.ff.layers, ("0", "2"))):
+                for name in names:
+                    setattr(part, name, LinearWithLoRA(getattr(part, name), rank, alpha))
         model.out_head = LinearWithLoRA(model.out_head, rank, alpha)
         count = 0
         for name, parameter in model.named_parameters():
@@ -112,9 +113,9 @@ MUTANTS = {  # one edit each of the worked solution: (what stands there, what re
         ("        train(model)\n", "        train(model)\n        train(model)\n"),
         ("        train(model)\n", "        train(model)\n        measure(model)\n"),
         ("        seconds = time.perf_counter() - started\n", "        measure(model)\n        seconds = time.perf_counter() - started\n"),
-        ("        train(model)\n        seconds = time.perf_counter() - started\n", "        seconds = time.perf_counter() - started\n        train(model)\n"),
+        ("        started = time.perf_counter()\n        train(model)\n", "        train(model)\n        started = time.perf_counter()\n"),
         ('"seconds": seconds', '"seconds": 1000 * seconds'),
-        ('measure(model)})', 'measure(base)})'),
+        ("measure(model)})", "measure(base)})"),
         ("return rows", "return rows[-1:]"),
     ],
     "E.2": [
