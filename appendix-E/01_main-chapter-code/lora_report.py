@@ -91,9 +91,9 @@ def draw_comparison(lines: list[dict]) -> Figure:
     axes[0].set(xlabel="test accuracy (%)\ndot: a split; bar: mean", title="accuracy")
     axes[1].set(xlabel="all layers of that model = 1", title="time of an update")
     axes[2].set(xlabel="GB, PyTorch itself included", title="peak memory")
-    fig.legend(loc="outside lower right", ncols=2)
+    axes[2].legend(loc="lower right")
     share = costs(lines, "mini", "LoRA")["share"]
-    fig.suptitle(f"LoRA trains {percent(share)} of what all layers have", fontsize=11)
+    fig.suptitle(f"LoRA trains {percent(share)} of the numbers of gpt2-mini", fontsize=11)
     return fig
 
 
