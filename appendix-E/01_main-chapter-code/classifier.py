@@ -102,6 +102,12 @@ def read_messages(path: str | Path) -> pd.DataFrame:
     return frame
 
 
+def without_repeats(df: pd.DataFrame) -> pd.DataFrame:
+    """Return the messages without those whose text, other capitals and spaces aside, has come before. Section 6.2."""
+    alike = df["Text"].str.lower().str.split().str.join(" ")
+    return df[~alike.duplicated()]
+
+
 def create_balanced_dataset(df: pd.DataFrame) -> pd.DataFrame:
     """Return as much ham, drawn at random, as there is spam, then all the spam. Section 6.2.
 
@@ -192,6 +198,17 @@ def create_loaders(messages: pd.DataFrame, folder: Path, context_length: int, ba
 # ---- from ch06/01_main-chapter-code/gpt_class_finetune.py ----
 
 CLASS_NAMES = ["not spam", "spam"]
+
+
+def add_classification_head(model: GPTModel, num_classes: int = 2) -> None:
+    """Make a GPT a classifier, in place: a new, random head of num_classes; it, the last block and norm alone will train. Section 6.5."""
+    for parameter in model.parameters():
+        parameter.requires_grad = False
+    emb_dim = model.tok_emb.embedding_dim
+    model.out_head = nn.Linear(emb_dim, num_classes, device=model.tok_emb.weight.device)
+    for part in (model.trf_blocks[-1], model.final_norm):
+        for parameter in part.parameters():
+            parameter.requires_grad = True
 
 
 def last_token_logits(model: nn.Module, input_batch: torch.Tensor, pad_token_id: int = 50256) -> torch.Tensor:
