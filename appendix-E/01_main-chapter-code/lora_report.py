@@ -91,7 +91,7 @@ def draw_comparison(lines: list[dict]) -> Figure:
     axes[0].set(xlabel="test accuracy (%)\ndot: a split; bar: mean", title="accuracy")
     axes[1].set(xlabel="all layers of that model = 1", title="time of an update")
     axes[2].set(xlabel="GB, PyTorch itself included", title="peak memory")
-    axes[2].legend(loc="lower right")
+    axes[1].legend(loc="lower right")
     share = costs(lines, "mini", "LoRA")["share"]
     fig.suptitle(f"LoRA trains {percent(share)} of the numbers of gpt2-mini", fontsize=11)
     return fig
