@@ -57,6 +57,12 @@ def test_workflows_parse_and_build_the_container_and_check_the_style():
     assert any("check_double_quotes.py --include-notebooks" in run for run in runs["tests.yml"])
 
 
+def test_actions_are_pinned_by_hash():
+    texts = [path.read_text(encoding="utf-8") for path in (REPO / ".github/workflows").glob("*.yml")]
+    used = [line.strip() for text in texts for line in text.splitlines() if "uses:" in line]
+    assert len(used) > 5 and all(re.fullmatch(r"- uses: [\w-]+/[\w-]+@[0-9a-f]{40}  # v\d+(\.\d+)*", line) for line in used), used
+
+
 def style(*arguments):
     return subprocess.run([sys.executable, STYLE, *map(str, arguments)], capture_output=True, text=True)
 
