@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 REPO = Path(__file__).resolve().parents[2]
 CONTAINER = REPO / "setup/03_optional-docker-environment/.devcontainer"
@@ -50,9 +49,8 @@ def test_only_the_gpu_configuration_asks_for_a_gpu():
     assert asks == {".devcontainer": False, "gpu": True}
 
 
-def test_workflows_parse_and_build_the_container_and_check_the_style():
-    flows = {path.name: yaml.safe_load(path.read_text(encoding="utf-8")) for path in (REPO / ".github/workflows").glob("*.yml")}
-    runs = {name: [step.get("run", "") for job in flow["jobs"].values() for step in job["steps"]] for name, flow in flows.items()}
+def test_workflows_build_the_container_and_check_the_style():
+    runs = {path.name: re.findall(r"- run: (.+)", path.read_text(encoding="utf-8")) for path in (REPO / ".github/workflows").glob("*.yml")}
     assert any("docker build" in run and "03_optional-docker-environment" in run for run in runs["weekly.yml"])
     assert any("check_double_quotes.py --include-notebooks" in run for run in runs["tests.yml"])
 

@@ -31,7 +31,8 @@ SPAWN, TORCHRUN = load("DDP-script"), load("DDP-script-torchrun")
 
 def start(*arguments, **env) -> subprocess.Popen:
     """Start Python on these arguments beside the scripts."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CODE), **env}
+    quiet = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}  # without a name server gloo warns that a host has no name
+    environment = {**os.environ, **quiet, "PYTHONPATH": str(CODE), **env}
     command = [sys.executable, *map(str, arguments)]
     return subprocess.Popen(command, cwd=CODE, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -3,6 +3,8 @@
 import copy
 import json
 import re
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from statistics import mean
@@ -174,7 +176,9 @@ def test_memory_counts_gradients_and_means(small_world):
 
 @pytest.mark.slow
 def test_the_memory_job_uses_a_process_of_its_own(tmp_path):
-    assert compare_lora.main(["--jobs", "memory", "--sizes", "mini", "--output", str(tmp_path / "log.jsonl")]) == 0
+    # A new program inherits the peak of the one that starts it; these tests' own is large, so one program lies between.
+    arguments = ["--jobs", "memory", "--sizes", "mini", "--output", str(tmp_path / "log.jsonl")]
+    subprocess.run([sys.executable, compare_lora.__file__, *arguments], check=True, capture_output=True)
     _, lines = read_log(tmp_path / "log.jsonl")
     peak = {line["way"]: line["peak_gb"] for line in lines}
     assert peak["last block"] < peak["all layers"] < 2 and peak["last block"] <= peak["LoRA"] <= peak["all layers"]
