@@ -8,7 +8,8 @@ from pathlib import Path
 from statistics import mean
 
 import matplotlib.pyplot as plt
-from compare_lora import LOG_FILE, MAIN, SIZES, read_log
+from classifier import fill
+from compare_lora import LOG_FILE, MAIN, RATES, SIZES, read_log
 from matplotlib.figure import Figure
 from previous_chapters import COLORS, OneLineParser, use_course_style
 
@@ -71,7 +72,7 @@ def cost_table(lines: list[dict]) -> str:
 def search_table(lines: list[dict]) -> str:
     """Return a Markdown table of the search for the learning rates."""
     rows = ["| What is trained | Learning rate | Validation loss |", "|---|---|---|"]
-    for line in of(lines, "search"):
+    for line in sorted(of(lines, "search"), key=lambda line: (list(RATES).index(line["way"]), line["learning_rate"])):
         rows.append(f"| {line['way']} | {line['learning_rate']:g} | {line['validation_loss']:.3f} |")
     return "\n".join(rows)
 
@@ -95,14 +96,6 @@ def draw_comparison(lines: list[dict]) -> Figure:
     share = costs(lines, "mini", "LoRA")["share"]
     fig.suptitle(f"LoRA trains {percent(share)} of the numbers of gpt2-mini", fontsize=11)
     return fig
-
-
-def fill(page: str, name: str, text: str) -> str:
-    """Return the page with `text` between <!-- NAME:start --> and <!-- NAME:end -->; ValueError without these marks."""
-    start, end = f"<!-- {name}:start -->", f"<!-- {name}:end -->"
-    if start not in page or end not in page:
-        raise ValueError(f"README.md lacks the marks {start} and {end}")
-    return page[: page.index(start) + len(start)] + f"\n{text}\n" + page[page.index(end) :]
 
 
 def main(argv: list[str] | None = None) -> int:
