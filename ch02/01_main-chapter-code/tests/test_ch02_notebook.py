@@ -31,7 +31,7 @@ STATED = {
     f"{len(TOKENS):,} tokens for {len(STORY):,} characters is about four": 3.5 < len(STORY) / len(TOKENS) < 4.5,
     f"{len(TOKENS):,} against {IDS:,} tokens": True,
     f"how many of the {len(set(TOKENS))} tokens occur exactly once": True,
-    "Every fifth token is a mark": 0.19 < sum(not t[0].isalnum() for t in TOKENS) / len(TOKENS) < 0.21,
+    "One token in five is a mark": 0.19 < sum(not t[0].isalnum() for t in TOKENS) / len(TOKENS) < 0.21,
     f"Periods and commas alone are {TOKENS.count('.') + TOKENS.count(',')} of the {sum(not t[0].isalnum() for t in TOKENS):,}": True,
     f"quotation marks another {TOKENS.count(chr(34))}": True,
     "More than one token in seven": 1 / 7 < sum(t not in set(TOKENS[:HALF]) for t in TOKENS[HALF:]) / (len(TOKENS) - HALF) < 1 / 6,

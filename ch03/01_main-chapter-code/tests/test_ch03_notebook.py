@@ -44,7 +44,7 @@ def test_prose_numbers_about_she_and_nell_hold(sentence, prose):
     weights = torch.softmax(scores, dim=0)
     parts = weights[:, None] * sentence  # (5, 4)
     after = parts.sum(dim=0)
-    assert f'"Nell" wins with {scores[0]:.2f}, even before "she" itself with {scores[3]:.2f}' in prose
+    assert f'"Nell" wins with {scores[0]:.2f}, even ahead of "she" itself with {scores[3]:.2f}' in prose
     assert f"it went from {sentence[3, 2]:.2f} to {after[2]:.2f}" in prose
     assert f'with {parts[0, 2]:.2f} of it from "Nell" and {parts[4, 2]:.2f} from "rowed"' in prose
     assert f"*person* fell from {sentence[3, 0]:.2f} to {after[0]:.2f}" in prose
