@@ -1,6 +1,7 @@
 """Plumbing of a long training run: several processes, checkpoints, a log as JSON lines, a loss curve, a stop at Ctrl-C."""
 
 import contextlib
+import gc
 import json
 import os
 import re
@@ -50,8 +51,9 @@ class Ranks:
             dist.barrier()
 
     def leave(self) -> None:
-        """Part from the other processes."""
+        """Part from the other processes. Whatever still holds the wrapped model must have let go of it."""
         if self.world > 1:
+            gc.collect()  # a wrapped model is part of a circle of references, and its group cannot end before it
             dist.destroy_process_group()
 
 

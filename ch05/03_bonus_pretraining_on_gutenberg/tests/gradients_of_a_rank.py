@@ -22,6 +22,7 @@ def main(shard: str, output: str, cfg: dict) -> None:
     batch_loss(model, inputs, targets, device).backward()
     if ranks.rank == 0:
         torch.save({name.removeprefix("module."): parameter.grad for name, parameter in model.named_parameters()}, output)
+    del model
     ranks.leave()
 
 
