@@ -54,6 +54,7 @@ print(json.dumps([[len(tokenizer.encode(text)) for text in {[row[0] for row in r
     assert 3.5 < story[0] / story[2] < 4.5 and 0.7 < story[1] / story[2] < 0.8
 
 
+@pytest.mark.slow
 def test_sizes_are_what_chapter_4_counts():
     code = """
 import json, torch

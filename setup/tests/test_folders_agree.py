@@ -18,6 +18,7 @@ def test_chapter_4_presents_the_alternatives_to_attention():
     assert all(f"`{name}`" in section for name in ["04_gqa", "05_mla", "06_swa", "08_deltanet"])
 
 
+@pytest.mark.slow
 def test_the_preference_data_is_what_the_sources_of_chapter_7_say():
     """The same entries in the same order, and the rewrites written beside them."""
     program = REPO / "ch07/01_main-chapter-code/make_instruction_data.py"
@@ -26,6 +27,7 @@ def test_the_preference_data_is_what_the_sources_of_chapter_7_say():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_schedulers_of_chapter_5_use_the_rates_of_appendix_d():
     ours = """
 import json, torch
@@ -84,6 +86,7 @@ def test_the_judge_of_chapter_7_runs_on_the_local_server(tmp_path):
 # ---- ch07/07_the-whole-story does what the chapters do ----
 
 
+@pytest.mark.slow
 def test_the_stored_answers_of_gemma_are_those_of_chapter_7():
     """Answers, terms, parameters and shares of questions.json, computed anew from gemma-log.json."""
     folder = REPO / "ch07/01_main-chapter-code"
@@ -137,6 +140,7 @@ def test_the_whole_story_trains_as_the_programs_of_the_chapters_do(tmp_path):
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours), name
 
 
+@pytest.mark.slow
 def test_the_answers_to_judge_are_those_that_chapter_7_stored():
     program = REPO / "ch07/03_model-evaluation/make_eval_data.py"
     done = subprocess.run([sys.executable, program, "--check"], capture_output=True, text=True)

@@ -71,6 +71,7 @@ def test_bad_input_ends_in_one_line_and_code_2(options, message, tmp_path, monke
     assert stopped.value.code == 2 and message in lines[-1] and len([line for line in lines if "error" in line]) == 1
 
 
+@pytest.mark.slow
 def test_help_and_the_commands_of_the_readme(tmp_path):
     shown = script("--help", cwd=tmp_path)
     assert shown.returncode == 0 and "--overwrite" in shown.stdout

@@ -74,6 +74,7 @@ def test_a_window_below_one_is_refused(capsys):
     assert stop.value.code == 2 and "0 is too small" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_peak_of_memory_counts_what_was_held():
     before = cached_script.most_memory_mib(torch.device("cpu"))
     block = torch.ones(int(2**18 * (before + 64)))  # 64 MiB more than all that this process ever held

@@ -142,6 +142,7 @@ def test_compared_variants_cache_what_their_names_say():
         assert f"{cache_bytes(model) // (4 * 10 * 3)} numbers" in name
 
 
+@pytest.mark.slow
 def test_every_command_of_the_readme_runs_and_prints_what_stands_there(capsys):
     commands = re.findall(r"^python (\w+)\.py *(.*)$", PAGE, re.MULTILINE)
     assert {name for name, _ in commands} == {"gpt_with_kv_mla", "memory_estimator_mla", "plot_memory_estimates_mla", "compare_mla"}

@@ -56,6 +56,7 @@ STEPS = EPOCHS * len(create_split_loaders(TEXT, CFG, 4)[0])
 
 
 @pytest.mark.parametrize("stop_step", range(1, STEPS + 1))
+@pytest.mark.slow
 def test_resuming_after_every_possible_step_is_bit_equal(stop_step, uninterrupted, tmp_path):
     model, optimizer = fresh()
     state = TrainingState()
@@ -70,6 +71,7 @@ def test_resuming_after_every_possible_step_is_bit_equal(stop_step, uninterrupte
     assert same(vars(state), uninterrupted[2]) and torch.equal(torch.get_rng_state(), uninterrupted[3])
 
 
+@pytest.mark.slow
 def test_twenty_steps_are_ten_and_ten(tmp_path):
     straight = fresh()
     train(*straight, TrainingState(), 20, num_epochs=99, batch_size=3)
@@ -84,6 +86,7 @@ def test_twenty_steps_are_ten_and_ten(tmp_path):
 
 
 @pytest.mark.parametrize("forgotten", ["optimizer_state_dict", "rng", "state"])
+@pytest.mark.slow
 def test_the_proof_fails_when_a_part_is_forgotten(forgotten, uninterrupted, tmp_path):
     model, optimizer = fresh()
     state = TrainingState()

@@ -43,6 +43,7 @@ def test_hugging_face_loads_it_and_computes_the_same(model, weights):
     assert torch.allclose(model(ids), theirs(ids).logits, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_losses_computed_again_are_those_of_the_card(model, tmp_path):
     tales = [text for i, text in enumerate(load_tales()) if is_held_out(i, 0.05)]
     texts = {"tales": f"\n{SEPARATOR}\n".join(tales), "generated": (FOLDER / "held-out-generated.txt").read_text(encoding="utf-8")}

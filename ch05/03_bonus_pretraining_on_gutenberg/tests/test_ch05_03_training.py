@@ -199,6 +199,7 @@ def test_the_learning_rate_rises_then_follows_half_a_cosine():
     assert rates[54] == pytest.approx(0.55, abs=0.02)
 
 
+@pytest.mark.slow
 def test_20_steps_equal_10_and_10_more(train, tmp_path, capsys):
     whole = train("whole", "--max_steps", "20")
     train("parts", "--max_steps", "10")
@@ -212,12 +213,14 @@ def test_20_steps_equal_10_and_10_more(train, tmp_path, capsys):
     assert out.strip().splitlines()[-1] == "Maximum GPU memory allocated: 0.00 GB"
 
 
+@pytest.mark.slow
 def test_a_break_between_epochs_changes_nothing(train):
     whole = train("whole", "--max_steps", "46")  # an epoch has 40 steps
     train("parts", "--max_steps", "40")
     assert same(whole, train("parts", "--max_steps", "46", "--resume"))
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_nothing_is_lost(train, tmp_path, monkeypatch):
     whole, calls = train("whole", "--max_steps", "20"), []
     original = pretraining_simple.batch_loss
@@ -265,6 +268,7 @@ def test_a_killed_process_is_resumed_bit_for_bit(tmp_path):
     assert same(*finals)
 
 
+@pytest.mark.slow
 def test_checkpoints_are_saved_exactly_at_the_multiples(train, tmp_path):
     train("run", "--n_epochs", "1", "--save_ckpt_freq", "10")
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
@@ -273,6 +277,7 @@ def test_checkpoints_are_saved_exactly_at_the_multiples(train, tmp_path):
     assert names == {"model_pg_10.pth", "model_pg_20.pth", "model_pg_30.pth", "model_pg_final.pth"}  # 40 steps: 0 to 39
 
 
+@pytest.mark.slow
 def test_measuring_changes_no_weight(train):
     often = train("often", "--max_steps", "15", "--eval_freq", "1", "--eval_iter", "3")
     assert same(often, train("seldom", "--max_steps", "15", "--eval_freq", "14"))
@@ -304,6 +309,7 @@ def test_gradients_of_two_processes_equal_those_of_one_on_the_joined_batch(tmp_p
     assert all(torch.allclose(parameter.grad, found[name], rtol=1e-5, atol=1e-7) for name, parameter in model.named_parameters())
 
 
+@pytest.mark.slow
 def test_a_folder_of_texts_is_tokenized_once_and_its_faults_are_named(tmp_path, capsys):
     folder = tmp_path / "books"
     folder.mkdir()
@@ -349,6 +355,7 @@ def test_debug_means_what_it_says(monkeypatch, value, expected):
         (["--device", "tpu"], ["tpu"]),
     ],
 )
+@pytest.mark.slow
 def test_bad_input_ends_in_one_line(train, tmp_path, capsys, options, words):
     (tmp_path / "empty").mkdir()
     (tmp_path / "books").mkdir()

@@ -47,6 +47,7 @@ def numbers(text: str) -> list[list[float]]:
     return [[float(number) for number in line] for line in lines]
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_readme_print_what_it_shows(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     commands = re.findall(r"python lr_schedulers.py (.*?)(?:$|`)", README, flags=re.M)

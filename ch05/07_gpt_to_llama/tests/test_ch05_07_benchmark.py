@@ -24,6 +24,7 @@ def models():
     return pack_for_decoding(ours), twin
 
 
+@pytest.mark.slow
 def test_every_pass_is_timed_and_the_programs_write_the_same(models):
     ours, twin = models
     idx = torch.randint(0, 97, (2, 9))

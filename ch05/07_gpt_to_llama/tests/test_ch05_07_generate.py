@@ -189,6 +189,7 @@ def test_each_row_of_a_padded_batch_is_the_row_alone(model_class, choose, paddin
 
 
 @BOTH
+@pytest.mark.slow
 def test_a_batch_gives_each_prompt_what_it_gets_alone(model_class):
     model = tiny(model_class)
     ends = [int(streamed(model, torch.tensor([PROMPTS[0]]), 6)[0, -1]), 3]  # so that the first row ends before the others

@@ -71,6 +71,7 @@ def run(*options):
     return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120)
 
 
+@pytest.mark.slow
 def test_the_detailed_script_runs_from_any_folder_and_counts_differences():
     done = run("gemma3_layer_debugger_detailed.py", "--rtol", "0", "--atol", "0", "--notebook", NOTEBOOKS[1])
     assert done.stdout.splitlines()[-1].startswith("first difference: layer") and done.returncode == 1, done.stderr

@@ -77,6 +77,7 @@ def test_the_trained_table_knows_what_counting_pairs_tells():
     assert entropy < loss_on(model, ids) + 0.02 < entropy + 0.12  # no table can be better than the counts
 
 
+@pytest.mark.slow
 def test_a_gpt_learns_what_no_table_of_pairs_can():
     ids = torch.tensor([0, 0, 1, 1] * 200)  # after a 0 comes a 0 or a 1: the one before decides
     losses = {}

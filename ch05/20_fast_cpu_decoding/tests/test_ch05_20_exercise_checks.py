@@ -93,6 +93,7 @@ MUTANTS = [  # (exercise, what is replaced in the worked solution, by what)
 
 
 @pytest.mark.parametrize("number", SOLUTIONS)
+@pytest.mark.slow
 def test_the_worked_solution_and_a_second_answer_pass(number):
     run_check(number, SOLUTIONS[number])
     run_check(number, SECOND[number])

@@ -63,6 +63,7 @@ def greedy_ids(model, prompt, new_tokens, cache=None, ends=None):
 
 @pytest.mark.parametrize("name", BUILD)
 @torch.inference_mode()
+@pytest.mark.slow
 def test_every_token_of_a_text_has_the_models_logits(name):
     model, ids = random_model(name), torch.randint(0, 97, (1, 128))
     fast = FastModel(model, "float32")
@@ -86,6 +87,7 @@ def rounded_blocks(weight):
 
 @pytest.mark.parametrize(("form", "rounded"), [("int8", rounded_rows), ("int8_blocks", rounded_blocks)])
 @torch.inference_mode()
+@pytest.mark.slow
 def test_int8_has_the_logits_of_the_model_with_rounded_weights(llama, form, rounded):
     model, ids = random_model("llama"), torch.randint(0, 97, (1, 20))
     fast = FastModel(model, form)
@@ -146,6 +148,7 @@ def test_threads_change_nothing_and_may_be_used_by_several_callers(llama):
     assert len(found) == 4 and all(torch.equal(one, expected) for one in found)
 
 
+@pytest.mark.slow
 def test_compiled_steps_leave_pytorchs_threads_as_they_are():
     code = """
 import torch; torch.set_num_threads(1)
@@ -165,6 +168,7 @@ FILE_NAMES = {
 
 
 @torch.inference_mode()
+@pytest.mark.slow
 def test_file_blocks_have_the_logits_of_the_weights_undone():
     model, tensors = Llama3Model({**LLAMA, "vocab_size": 96}).eval(), FakeFile()
     for name, linear in [(n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)]:
@@ -213,6 +217,7 @@ def rounded_vector(x):
 
 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 50.0])
+@pytest.mark.slow
 def test_the_rounded_product_is_the_exact_one_of_the_rounded_vector(size):
     numbers, file = np.random.default_rng(3), FakeFile()
     weight = file.add("w", "Q4_1", 48, 160).double().numpy()
@@ -327,6 +332,7 @@ print(y.tolist(), machine_code.COMPILED)
 """
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_passed_over(tmp_path):
     (tmp_path / "file").write_text("")
     place = run_python(PRODUCT.format(before=""), LLM_COURSE_CACHE=str(tmp_path / "file" / "x"), XDG_CACHE_HOME=str(tmp_path / "good"))
@@ -335,6 +341,7 @@ def test_a_folder_that_cannot_be_written_is_passed_over(tmp_path):
     assert run_python(PRODUCT.format(before=refuse)) == "[6.0, 6.0, 6.0] None"
 
 
+@pytest.mark.slow
 def test_two_processes_may_compile_at_once_and_a_third_compiles_nothing(tmp_path):
     environment = {**os.environ, "LLM_COURSE_CACHE": str(tmp_path)}
     command = [sys.executable, "-c", PRODUCT.format(before="")]
@@ -360,6 +367,7 @@ with torch.inference_mode():
 """
 
 
+@pytest.mark.slow
 def test_a_step_kept_by_a_process_that_found_other_kept_code_runs_in_the_next_process(tmp_path):
     # The second process compiles its step beside the code that the first has kept; the third loads it.
     command = [sys.executable, "-c", STEP.format(gpt=GPT, llama=LLAMA)]

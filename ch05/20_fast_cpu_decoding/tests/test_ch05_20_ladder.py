@@ -37,6 +37,7 @@ def test_a_program_writes_the_same_each_time_and_its_bytes_are_counted():
     assert texts[0] == texts[1] == stream_program(model, KVCache(2), 5)(idx)[0]
 
 
+@pytest.mark.slow
 def test_a_gpt_and_its_twin_write_the_same():
     torch.manual_seed(1)
     rungs = gpt_rungs(GPTModel({**GPT, "qkv_bias": True}).eval(), {**GPT, "qkv_bias": True}, 6, 1)

@@ -221,6 +221,7 @@ def script(*args, cwd=None):
     return subprocess.run([sys.executable, str(SCRIPT), *map(str, args)], capture_output=True, text=True, encoding="utf-8", cwd=cwd)
 
 
+@pytest.mark.slow
 def test_test_mode_trains_saves_and_comes_back(tmp_path):
     out = tmp_path / "run"
     done = script("--test_mode", "--output_dir", out)
@@ -237,6 +238,7 @@ def test_test_mode_trains_saves_and_comes_back(tmp_path):
     assert again.returncode == 2 and "--overwrite" in again.stderr.splitlines()[-1] and "Traceback" not in again.stderr
 
 
+@pytest.mark.slow
 def test_own_messages_in_a_csv_with_everything_awkward(tmp_path):
     rows = ["Label,Text"] + [f'ham,"see ""you"" at\t{i}"' for i in range(30)] + [f"spam,win {i}" for i in range(28)] + ["spam,NA", "spam,"]
     (tmp_path / "mine.csv").write_text("\n".join(rows), encoding="utf-8-sig")

@@ -48,6 +48,7 @@ def printed_commands():
 
 
 @pytest.mark.parametrize("command", printed_commands())
+@pytest.mark.slow
 def test_commands_run_as_printed(command, data_dir, tmp_path, monkeypatch):
     script, *arguments = shlex.split(command)
     if {"--imdb", "--download", "124M"} & set(arguments) or (script == "compare_models.py" and "--draw_only" not in arguments):
@@ -72,6 +73,7 @@ def test_every_script_is_in_the_readme_with_a_command():
 
 
 @pytest.mark.parametrize("script", ["train_gpt.py", "train_bert_hf.py"])
+@pytest.mark.slow
 def test_a_run_is_kept_once_and_equal_seeds_give_equal_results(script, data_dir, tmp_path, capsys):
     results = []
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
@@ -202,6 +204,7 @@ def test_only_missing_runs_are_run_and_a_failed_one_leaves_the_log_whole(tmp_pat
     assert log.read_bytes() == (FOLDER / "results.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_gives_one_entry_a_row_and_a_failure_is_told(data_dir, tmp_path):
     results = compare_models.run(compare_models.BASELINES, 123, data_dir)
     assert [result["row"] for result in results] == RUNS[compare_models.BASELINES] and results[0]["trained_parameters"] == 0

@@ -306,6 +306,7 @@ def script(*args):
     return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
 
 
+@pytest.mark.slow
 def test_test_mode_trains_answers_and_comes_back(tmp_path):
     done = script("--test_mode", "--output_dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr

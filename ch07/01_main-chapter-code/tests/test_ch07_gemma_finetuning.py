@@ -135,6 +135,7 @@ def test_adapters_alone_learn_and_merging_them_changes_no_answer(batch):
 
 
 @pytest.mark.parametrize("lora_rank", [0, 8])
+@pytest.mark.slow
 def test_it_learns_a_few_entries_by_heart_and_where_they_end(tmp_path, lora_rank):
     model, tokenizer = tiny_gemma()
     data = entries(4)
@@ -151,6 +152,7 @@ def test_it_learns_a_few_entries_by_heart_and_where_they_end(tmp_path, lora_rank
 
 @pytest.mark.parametrize("stop_after", [2, 5, 7])  # within an epoch of five updates, at its end, in the next one
 @pytest.mark.parametrize("lora_rank", [0, 4])
+@pytest.mark.slow
 def test_resume_equals_an_uninterrupted_run_bit_for_bit(tmp_path, monkeypatch, lora_rank, stop_after):
     whole, expected = tune(tmp_path / "whole", lora_rank=lora_rank)
     save = tuning.save_checkpoint
@@ -170,6 +172,7 @@ def test_resume_equals_an_uninterrupted_run_bit_for_bit(tmp_path, monkeypatch, l
     assert not (tmp_path / "parts" / tuning.CHECKPOINT_NAME).exists()  # done, so nothing is left to resume
 
 
+@pytest.mark.slow
 def test_other_seeds_give_other_models(tmp_path):
     def blocks(name, seed):
         model, tokenizer = tiny_gemma()
@@ -184,6 +187,7 @@ def test_other_seeds_give_other_models(tmp_path):
 # ---- answers ----
 
 
+@pytest.mark.slow
 def test_batched_answers_equal_single_ones():
     model, tokenizer = tiny_gemma()
     model.out_head.weight = torch.nn.Parameter(0.3 * torch.randn_like(model.out_head.weight))  # tied and untrained, it repeats one token

@@ -210,6 +210,7 @@ def test_defaults_of_functions_and_command_line_agree(capsys):
     assert f"(default: {THRESHOLD})" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_5000_entries_take_seconds():
     dice = random.Random(123)
     data = entries_of(*(" ".join(dice.choices(WORDS, k=9)) + f" {number}" for number in range(4998)))

@@ -136,6 +136,7 @@ def test_likeness_of_meaning_is_as_stored_whatever_the_processor(log, entries):
     assert judge([{"output": "south", "answer": " "}], "answer") == [0]
 
 
+@pytest.mark.slow
 def test_gemmas_reading_is_as_stored_whatever_the_processor(log, entries):
     try:
         judge, numbers = gemma3_reads(), (0, 10)

@@ -386,6 +386,7 @@ def test_an_address_that_cannot_be_had_is_one_line(server, capsys):
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows ends a program without asking it")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_the_program_serves_and_ends_when_asked(number):
     with subprocess.Popen(program("--port", 0, "--plain"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         url = process.stdout.readline().partition(" at ")[2].split(" ")[0]

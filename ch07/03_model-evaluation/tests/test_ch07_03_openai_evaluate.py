@@ -66,6 +66,7 @@ def test_the_key_comes_from_the_environment_or_from_a_file(tmp_path, monkeypatch
     assert api_key(file) == "from outside"
 
 
+@pytest.mark.slow
 def test_the_ordinary_client_gets_the_same_score_twice_from_the_local_server():
     data = [{**ENTRY, "answer": "Red."}]
     with create_server(port=0) as server:

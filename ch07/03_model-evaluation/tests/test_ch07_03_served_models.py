@@ -33,6 +33,7 @@ def told(server, body, path="/api/chat"):
     return answer
 
 
+@pytest.mark.slow
 def test_the_answer_is_the_models_own(server, smollm2):
     messages = [{"role": "user", "content": QUESTION}]
     prompt = torch.tensor([smollm2.tokenizer.encode_chat(messages)])
@@ -57,6 +58,7 @@ def test_template_tokens_in_a_message_are_plain_text(smollm2):
     assert len(control & set(smollm2.encode_raw(attack))) == 3
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_text_whoever_came_between(server):
     def drawn(seed, content="Write a line about the sea."):
         options = {"seed": seed, "temperature": 1.5, "num_predict": 8}

@@ -351,6 +351,7 @@ def test_training_prefers_the_chosen_answers_and_keeps_the_reference(tokenizer, 
     assert not policy.training and "step    4: train loss" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_larger_beta_holds_the_policy_nearer_to_the_frozen_copy(tokenizer, capsys):
     margins = []
     for beta in (0.1, 20.0):  # once beta * margin is large, nothing pulls any more

@@ -28,6 +28,7 @@ def course(tmp_path, monkeypatch):
     return add
 
 
+@pytest.mark.slow
 def test_a_folder_that_has_all_it_needs_runs_alone(course, capsys):
     assert alone.main(["--tests"]) == 0
     assert capsys.readouterr().out == "1 folders run alone\n"
@@ -40,6 +41,7 @@ def test_a_module_that_reads_its_neighbor_is_named_although_the_neighbor_exists(
     assert out.startswith("ch02/02_bonus does not run alone: import reader") and "FileNotFoundError" in out
 
 
+@pytest.mark.slow
 def test_a_test_that_reads_its_neighbor_is_named_where_tests_are_asked_for(course, capsys):
     course(**{"ch02/02_bonus/tests/test_b.py": TESTS, "ch02/02_bonus/fine.py": "x = 1\n"})
     assert alone.main([]) == 0

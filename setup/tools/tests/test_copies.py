@@ -433,6 +433,7 @@ def test_a_wrong_list_ends_in_one_line_and_exit_code_2(tmp_path, capsys, config,
     assert stop.value.code == 2 and message in error and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_it_runs_from_any_folder_on_the_repository_it_lies_in(tmp_path):
     done = subprocess.run([sys.executable, copies.__file__, "--check"], cwd=tmp_path, capture_output=True, text=True)
     assert re.match(r"\d\d+ generated files", done.stdout) or "run `make copies`" in done.stderr
