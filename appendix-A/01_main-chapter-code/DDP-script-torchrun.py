@@ -13,7 +13,6 @@ import sys
 import time
 
 import torch
-import torch.distributed as dist
 from ddp_common import (
     DEFAULTS,
     Settings,
@@ -23,6 +22,7 @@ from ddp_common import (
     choose_device,
     compute_accuracy,
     join_group,
+    leave_group,
     prepare_dataset,
     settings_of,
     train_process,
@@ -52,8 +52,7 @@ def main(rank: int, world_size: int, num_epochs: int, settings: Settings = DEFAU
         device = ddp_setup(rank, world_size, settings.backend, settings.device)
         train_process(device, num_epochs, settings)
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        leave_group()
 
 
 def command_line(argv: list[str] | None = None) -> int:

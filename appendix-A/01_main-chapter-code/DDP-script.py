@@ -24,6 +24,7 @@ from ddp_common import (
     choose_device,
     compute_accuracy,
     join_group,
+    leave_group,
     prepare_dataset,
     settings_of,
     train_process,
@@ -75,8 +76,7 @@ def main(rank: int, world_size: int, num_epochs: int, settings: Settings = DEFAU
         meeting_point().compare_set("failure", "", f"rank {rank} failed: {type(error).__name__}: {first_line}")  # set once only
         raise
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        leave_group()
 
 
 def command_line(argv: list[str] | None = None) -> int:

@@ -6,6 +6,7 @@ data, and averages the gradients with the others at each step, so that all netwo
 """
 
 import argparse
+import gc
 import platform
 from dataclasses import dataclass
 
@@ -146,6 +147,17 @@ def join_group(rank: int, world_size: int, backend: str, device: torch.device, s
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group(choose_backend(backend, device), store=store, rank=rank, world_size=world_size)
+
+
+def leave_group() -> None:
+    """End the process group, if this process is in one.
+
+    The wrapped model goes first: it is part of a circle of references, so it outlives the function that made it, and a group that
+    is still in use while the process ends can take the process down with an abort.
+    """
+    gc.collect()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def without_libuv() -> dict[str, bool]:
