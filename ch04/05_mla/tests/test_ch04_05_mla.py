@@ -1,6 +1,7 @@
 """Latent attention: equal to a plain loop, gradients included; absorbed = plain; cached = uncached for any chunks; one formula."""
 
 import importlib
+import json
 import random
 import re
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from gpt_with_kv_mha import cache_bytes
 from gpt_with_kv_mla import MultiHeadLatentAttention, absorbed_forward
 from memory_estimator_mla import calc_mla_bytes_total
-from previous_chapters import generate_text_simple_cached
+from previous_chapters import comparison_rows, generate_text_simple_cached
 
 FOLDER = Path(gpt_with_kv_mla.__file__).parent
 PAGE = (FOLDER / "README.md").read_text(encoding="utf-8")
@@ -133,6 +134,12 @@ def test_the_formula_gives_the_known_sizes_and_the_plot_has_them(tmp_path):
     assert list(mha.get_ydata()) == [2 * 2 * n * 5 * 96 * 4 for n in mha.get_xdata()]
     for line, width in zip(latents, (12, 8), strict=True):
         assert list(line.get_ydata()) == [calc_mla_bytes_total(2, int(n), 5, width, 4) for n in line.get_xdata()]
+
+
+def test_the_readme_quotes_the_committed_log():
+    log = json.loads((FOLDER / "story-comparison.json").read_text(encoding="utf-8"))
+    assert list(log["runs"]) == list(compare_mla.BUILDERS) and len(log["seeds"]) == 3 and log["processor"] in PAGE
+    assert "\n".join(comparison_rows(log)) in PAGE
 
 
 def test_compared_variants_cache_what_their_names_say():
