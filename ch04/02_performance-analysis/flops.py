@@ -6,6 +6,8 @@ beside them and left out, as everybody does who quotes an MFU (model FLOPs utili
 Run it:  python flops.py --model_name gpt2-small --seq_len 256 --peak measure
 """
 
+import argparse
+import math
 import re
 import statistics
 import sys
@@ -157,12 +159,12 @@ def training_bytes(cfg: dict, batch_size: int, num_tokens: int) -> int:
     with torch.device("meta"):
         model = GPTModel(prepared(cfg, num_tokens))
         ids = torch.zeros(batch_size, num_tokens, dtype=torch.int64)  # (batch_size, num_tokens)
-    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    own = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
     kept = {}  # each piece of memory once, although several operations may keep it
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
+        if storage._cdata not in own:
             kept[storage._cdata] = storage
         return tensor
 
@@ -208,9 +210,12 @@ def peak_value(text: str) -> float | str:
     """argparse type of --peak: FLOP/s, or the word measure."""
     if text == "measure":
         return text
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 1e6 <= value < 1e18:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is neither `measure` nor a number of FLOP/s from 1e6 to 1e18")
     return value
 
 
@@ -260,25 +265,24 @@ def main(argv: list[str] | None = None) -> int:
         batch_size = largest_batch(lambda b: step_fits(cfg, b, args.seq_len, device, dtype))
         if batch_size == 0:
             parser.error(f"not even one row of {args.seq_len} tokens fits the memory of the GPU")
-    return report(parser, cfg, args, batch_size, device, peak, source)
+    try:
+        report(cfg, args, batch_size, device, peak, source)
+    except ValueError as error:
+        parser.error(f"MFU above 1: {error} ({source}); that peak cannot be this machine's")
+    return 0
 
 
-def report(parser: OneLineParser, cfg: dict, args, batch_size: int, device: torch.device, peak: float, source: str) -> int:
-    """Print the count, then time the steps and print speed and MFU; returns 0."""
+def report(cfg: dict, args: argparse.Namespace, batch_size: int, device: torch.device, peak: float, source: str) -> None:
+    """Print the count, then time the steps and print speed and MFU. ValueError for an MFU above 1."""
     print(f"{args.model_name}, batch {batch_size}, {args.seq_len} tokens, {args.dtype}, {device.type}")
     for part, flops in forward_flops_per_token(cfg, args.seq_len).items():
         print(f"forward, {part + ':':<24} {flops / 1e6:12,.1f} million FLOPs a token")
     per_token = training_flops_per_token(cfg, args.seq_len)
-    print(f"forward and backward: {per_token * batch_size * args.seq_len / 1e9:22,.1f} billion FLOPs a step")
+    print(f"{'forward and backward:':<33} {per_token * batch_size * args.seq_len / 1e9:12,.1f} billion FLOPs a step")
     seconds = seconds_per_step(cfg, batch_size, args.seq_len, device, DTYPES[args.dtype], args.steps)
     tokens_per_second = batch_size * args.seq_len / seconds
     print(f"time: {seconds:.2f} s a step, {tokens_per_second:,.0f} tokens/s, {tokens_per_second * per_token / 1e9:,.0f} GFLOP/s")
-    try:
-        share = mfu(tokens_per_second, per_token, peak)
-    except ValueError as error:
-        parser.error(f"MFU above 1: {error} ({source}); that peak cannot be this machine's")
-    print(f"MFU: {share:.2f} of {peak / 1e9:,.0f} GFLOP/s ({source})")
-    return 0
+    print(f"MFU: {mfu(tokens_per_second, per_token, peak):.2f} of {peak / 1e9:,.0f} GFLOP/s ({source})")
 
 
 if __name__ == "__main__":
