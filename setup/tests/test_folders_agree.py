@@ -55,6 +55,25 @@ def test_the_recipe_of_gpt2_mini_names_programs_that_are_there():
         assert len(programs) >= 4 and all((folder / program).is_file() for program in programs)
 
 
+def test_the_worked_example_of_chapter_4_uses_the_training_of_gpt2_mini():
+    """Parameters, tokens, seconds and configuration as card and log have them; the four speeds and the seen tokens as the page has."""
+    folder = REPO / "ch05/03_bonus_pretraining_on_gutenberg"
+    notebook = json.loads((REPO / "ch04/02_performance-analysis/flops-analysis.ipynb").read_text(encoding="utf-8"))
+    code = "\n".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")
+    n, d = re.search(r"^N, D, EPYC = ([\d_]+), ([\d_]+), ", code, flags=re.M).groups()
+    card = (folder / "gpt2-mini/README.md").read_text(encoding="utf-8")
+    assert f"| Parameters | {int(n):,}" in card and f"| {int(d):,} tokens seen" in card
+    last = json.loads((folder / "gpt2-mini/log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    assert last["tokens_seen"] == int(d) and round(last["seconds"]) == int(re.search(r"^SECONDS = (\d+)", code, flags=re.M)[1])
+    config = json.loads((folder / "gpt2-mini/config.json").read_text(encoding="utf-8"))
+    sizes = [config[key] for key in ("n_ctx", "n_embd", "n_head", "n_layer")]
+    assert '"context_length": {}, "emb_dim": {}, "n_heads": {}, "n_layers": {}}}'.format(*sizes) in code
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    assert "(13,191 of 50,257 occur)" in page and '"vocab_size": 13_191 + 1}' in code
+    rungs = page.split("| One update of `mini`")[1].split("\n\n")[0]
+    assert re.findall(r"\| ([\d,]+) \|$", rungs.replace(",", ""), flags=re.M) == re.findall(r"^    \".*\": \((\d+), ", code, flags=re.M)
+
+
 @contextlib.contextmanager
 def judge_server():
     """The address of chapter 7's local server, started as a program."""
