@@ -79,7 +79,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(str(error))
     print(", ".join(f"{name} {value}" for name, value in vars(args).items() if name != "output"))
     for name, values in lines.items():
-        print(f"{name:<26} {convert_to_gb(values[0]):7.3f} GB at {contexts[0]} tokens, {convert_to_gb(values[-1]):7.3f} GB at {contexts[-1]}")
+        fewest, most = convert_to_gb(values[0]), convert_to_gb(values[-1])
+        print(f"{name:<26} {fewest:7.3f} GB at {contexts[0]} tokens, {most:7.3f} GB at {contexts[-1]}")
     print(f"wrote {args.output}")
     return 0
 
