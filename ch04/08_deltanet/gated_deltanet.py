@@ -52,8 +52,8 @@ def delta_rule_chunk(queries, keys, values, log_alpha, beta, state):
     fading = fading.masked_fill(~past, float("-inf")).exp()  # (b, num_heads, num_tokens, num_tokens)
     from_start = faded[..., None].exp()  # (b, num_heads, num_tokens, 1)
 
-    # Each correction depends on those before it. As a system of equations: (1 + mixing) @ deltas = surprise.
-    mixing = (beta[..., None] * (keys @ keys.transpose(2, 3)) * fading).tril(-1)  # (b, num_heads, num_tokens, num_tokens)
+    # Each correction depends on those before it: deltas + mixing @ deltas = surprise, with the part of mixing below its diagonal.
+    mixing = beta[..., None] * (keys @ keys.transpose(2, 3)) * fading  # (b, num_heads, num_tokens, num_tokens)
     surprise = beta[..., None] * (values - from_start * (keys @ state))  # (b, num_heads, num_tokens, head_dim)
     deltas = torch.linalg.solve_triangular(mixing, surprise, upper=False, unitriangular=True)  # (b, num_heads, num_tokens, head_dim)
 
