@@ -20,25 +20,30 @@ KEYS = {  # one row an item, each of length 1
 
 
 def write_pairs(keys: torch.Tensor, values: torch.Tensor, alpha: float, corrects: bool) -> torch.Tensor:
-    """The state after all pairs: keys (b, 1, num_pairs, d_key), values (b, 1, num_pairs, d_value) -> (b, 1, d_key, d_value).
+    """The state after all pairs: keys and values (b, 1, num_pairs, head_dim) -> (b, 1, head_dim, head_dim).
 
     Before each write the state shrinks to its alpha-fold. corrects: the delta rule with beta 1; otherwise the value is added.
     """
-    b, _, num_pairs, d_key = keys.shape
-    state = torch.zeros(b, 1, d_key, values.shape[3])  # (b, 1, d_key, d_value)
+    b, _, num_pairs, head_dim = keys.shape
+    state = torch.zeros(b, 1, head_dim, head_dim)
     if corrects:
         log_alpha = torch.full((b, 1, num_pairs), alpha).log()  # (b, 1, num_pairs)
         return delta_rule_steps(keys, keys, values, log_alpha, torch.ones(b, 1, num_pairs), state)[1]
     for pair in range(num_pairs):
-        state = alpha * state + keys[:, :, pair, :, None] * values[:, :, pair, None, :]  # (b, 1, d_key, d_value)
+        state = alpha * state + keys[:, :, pair, :, None] * values[:, :, pair, None, :]  # (b, 1, head_dim, head_dim)
     return state
 
 
 def read_prices(keys: torch.Tensor, alpha: float, corrects: bool) -> list[float]:
-    """Store the prices under keys (3, 3), change one, and read all: a price for each item."""
+    """Store the prices under keys (3, 3), change one, and read all: a price for each item.
+
+    A value has as many numbers as a key. The price is the first, the others are 0.
+    """
     changed = ITEMS.index(CHANGED)
     written = torch.cat([keys, keys[changed : changed + 1]])  # (4, 3)
-    state = write_pairs(written[None, None], torch.tensor([*PRICES, NEW_PRICE])[None, None, :, None], alpha, corrects)  # (1, 1, 3, 1)
+    values = torch.zeros(4, 3)
+    values[:, 0] = torch.tensor([*PRICES, NEW_PRICE])
+    state = write_pairs(written[None, None], values[None, None], alpha, corrects)  # (1, 1, 3, 3)
     return (keys @ state[0, 0])[:, 0].tolist()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import compare_deltanet
 import gated_deltanet
 import plot_memory_estimates_gated_deltanet as memory
+import previous_chapters
 import pytest
 import store_and_overwrite
 import time_against_tokens
@@ -69,7 +70,9 @@ def test_a_state_gets_worse_with_each_pair_and_linear_attention_by_a_known_amoun
     assert all(mine < theirs for mine, theirs in zip(errors["delta rule"][1:], errors["linear attention"][1:]))
 
 
-def test_every_command_of_the_readme_runs_and_prints_what_stands_there(capsys):
+def test_every_command_of_the_readme_runs_and_prints_what_stands_there(capsys, monkeypatch):
+    monkeypatch.setattr(previous_chapters, "BATCH", 2)
+    monkeypatch.setattr(previous_chapters, "STORY_CFG", {**previous_chapters.STORY_CFG, "context_length": 16, "n_layers": 4})
     commands = re.findall(r"^python (\w+)\.py *(.*)$", PAGE, re.MULTILINE)
     scripts = {path.stem for path in FOLDER.glob("*.py") if "__main__" in path.read_text(encoding="utf-8")}
     assert {name for name, _ in commands} == scripts
@@ -100,6 +103,8 @@ def test_the_committed_times_show_what_the_readme_says_of_them():
     assert timed["tokens"][-1] == 4 * timed["tokens"][-3]
     assert growth["read"][time_against_tokens.FULL] > 10
     assert 3 < growth["read"][time_against_tokens.CHUNKS] < 6 and 3 < growth["read"][time_against_tokens.STEPS] < 6
+    grown = [f"{growth['read'][name]:.0f}" for name in (time_against_tokens.FULL, time_against_tokens.CHUNKS)]
+    assert f"grows by a factor of {grown[0]}, that of DeltaNet by {grown[1]}" in PAGE
     assert growth["next"][time_against_tokens.FULL] > 2 and 0.8 < growth["next"][time_against_tokens.CHUNKS] < 1.25
 
 
@@ -107,6 +112,23 @@ def test_compared_variants_have_nearly_the_same_number_of_weights():
     cfg = {"vocab_size": 62, "context_length": 16, "emb_dim": 64, "n_heads": 4, "n_layers": 4, "drop_rate": 0.0, "qkv_bias": False}
     counts = [sum(weight.numel() for weight in build(cfg).parameters()) for build in compare_deltanet.BUILDERS.values()]
     assert max(counts) < 1.011 * min(counts) and counts == sorted(counts)
+
+
+def test_fading_attention_fades_as_deltanet_starts_and_without_a_pace_is_gated_attention():
+    fading, gated = compare_deltanet.FadingAttention(8, 8, 20, 0.0, 4), gated_deltanet.GatedMultiHeadAttention(8, 8, 20, 0.0, 4)
+    alpha = gated_deltanet.GatedDeltaNet(8, 8, 0.0, 4).log_alpha(torch.zeros(1, 1, 8))[0, 0].exp()
+    torch.testing.assert_close(torch.exp(-fading.pace), alpha)
+    gated.load_state_dict(fading.state_dict(), strict=True)
+    x = torch.randn(2, 20, 8)
+    fading.W_query.weight.data.zero_()  # equal scores: only the distance is left
+    seen = []
+    fading.out_proj.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0] / torch.sigmoid(fading.W_gate(x))))
+    fading(x)
+    weights = alpha ** torch.arange(19, -1, -1)[:, None]  # (20, 4)
+    by_hand = ((weights / weights.sum(0))[None, :, :, None] * fading.W_value(x).view(2, 20, 4, 2)).sum(1).view(2, 8)
+    torch.testing.assert_close(seen[0][:, -1], by_hand)
+    fading.pace.zero_(), fading.load_state_dict(gated.state_dict())
+    torch.testing.assert_close(fading(x), gated(x))
 
 
 @pytest.mark.parametrize(
