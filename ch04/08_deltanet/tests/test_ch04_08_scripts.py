@@ -97,6 +97,15 @@ def test_the_readme_quotes_the_module_and_the_committed_logs():
     assert "\n".join(time_against_tokens.rows_of(timed)) in PAGE and timed["processor"] in PAGE
 
 
+def test_the_committed_losses_show_what_the_readme_says_of_them():
+    runs = json.loads((FOLDER / "story-comparison.json").read_text(encoding="utf-8"))["runs"]
+    full, *fading = ([min(losses) for losses in run["held_out"]] for run in runs.values())
+    means = [sum(losses) / 3 for losses in fading]
+    spread = max(max(losses) - min(losses) for losses in fading)
+    assert min(full) - max(map(max, fading)) > 0.3
+    assert f"the means differ by {max(means) - min(means):.3f} and the seeds of one variant by up to {spread:.3f}" in PAGE
+
+
 def test_the_committed_times_show_what_the_readme_says_of_them():
     timed = json.loads((FOLDER / "time-against-tokens.json").read_text(encoding="utf-8"))
     growth = {part: {name: times[-1] / times[-3] for name, times in timed[part].items()} for part in ("read", "next")}  # 4 times the text
