@@ -209,3 +209,5 @@ def test_the_last_write_is_read_back_whatever_the_state_held():
     kept, all_of_it = torch.zeros(2, 3, 30), torch.ones(2, 3, 30)
     outputs, _ = delta_rule_steps(keys, keys, values, kept, all_of_it, torch.randn(2, 3, 8, 8))
     torch.testing.assert_close(outputs, values, atol=1e-4, rtol=1e-4)
+    outputs, _ = delta_rule_steps(keys, 2 * keys, values, kept, all_of_it, torch.randn(2, 3, 8, 8))
+    assert outputs[:, :, -1].abs().mean() > 1e3  # keys longer than sqrt(2): each correction overshoots

@@ -104,6 +104,8 @@ def test_the_committed_losses_show_what_the_readme_says_of_them():
     spread = max(max(losses) - min(losses) for losses in fading)
     assert min(full) - max(map(max, fading)) > 0.3
     assert f"the means differ by {max(means) - min(means):.3f} and the seeds of one variant by up to {spread:.3f}" in PAGE
+    early = [sum(losses[3] for losses in run["held_out"]) / 3 for run in runs.values()][1:]
+    assert f"{early[1]:.2f} and {early[2]:.2f} against {early[0]:.2f} after 200 steps" in PAGE
 
 
 def test_the_committed_times_show_what_the_readme_says_of_them():
