@@ -99,6 +99,22 @@ def test_the_readme_quotes_the_committed_log():
     assert "\n".join(comparison_rows(log)) in PAGE and "\n".join(compare_moe.use_rows(log)) in PAGE
 
 
+def test_the_sentences_about_the_log_are_true():
+    runs = json.loads((FOLDER / "story-comparison.json").read_text(encoding="utf-8"))["runs"]
+    dense, plain, balanced, wide = ([min(losses) for losses in run["held_out"]] for run in runs.values())
+    gains = [(sum(dense) - sum(other)) / 3 for other in (plain, balanced, wide)]
+    assert "{:.3f} and {:.3f} below".format(*gains) in PAGE and f"is {gains[2]:.3f} below" in PAGE and max(wide) < min(plain + balanced)
+    assert f"by up to {max(balanced) - min(balanced):.3f}" in PAGE and max(plain) - min(plain) < max(balanced) - min(balanced)
+    assert abs(sum(dense[:2]) - sum(balanced[:2])) / 2 < 0.003 and abs(sum(dense[:2]) - sum(plain[:2])) / 2 < 0.003  # "without seed 3"
+    assert f"{runs['dense, hidden 512']['active'] / runs['MoE, balanced']['active']:.1f} times the work" in PAGE
+    last, level = ([seed[-1] for seed in runs[name]["shares"]] for name in ("MoE, 2 of 8 experts of 64", "MoE, balanced"))
+    busiest = [layer[0] for layer in last]
+    assert f"{min(busiest):.0%} to {max(busiest):.0%}".replace("% to", " to").replace("%", " %") in PAGE
+    assert f"at most {max(layer[-1] for layer in last):.1%}".replace("%", " %") in PAGE
+    ends = (min(layer[-1] for layer in level), max(layer[0] for layer in level))
+    assert "between {:.0%} and {:.0%}".format(*ends).replace("% and", " and").replace("%", " %") in PAGE
+
+
 def test_every_command_of_the_readme_runs_and_prints_what_stands_there(small_comparison, capsys, tmp_path, monkeypatch):
     commands = re.findall(r"^python (\w+)\.py *(.*)$", PAGE, re.MULTILINE)
     wanted = {"gpt_with_kv_moe", "gpt_with_kv_ffn", "memory_estimator_moe", "plot_memory_estimates_moe", "compare_moe"}
