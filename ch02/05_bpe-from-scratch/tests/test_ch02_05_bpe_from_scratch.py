@@ -75,3 +75,16 @@ def test_specials_saving_and_bad_input(tmp_path):
             call()
     tokenizer.train("", 300)
     assert len(tokenizer.vocab) == 257
+
+
+def test_lowest_rank_first_is_not_left_to_right():
+    tokenizer = BPETokenizerSimple()
+    tokenizer.train("bc bc bc ab ab", 259)
+    assert tokenizer.bpe_merges == {(98, 99): 256, (97, 98): 257}
+    assert tokenizer.encode("abc") == [97, 256]  # from left to right: [257, 99]
+
+
+def test_readme_example():
+    tokenizer = BPETokenizerSimple()
+    tokenizer.train("the tide takes the tin and then the tide turns", vocab_size=265)
+    assert [tokenizer.vocab[token_id] for token_id in tokenizer.encode("the tide")] == ["the", "\u0120tide"]
