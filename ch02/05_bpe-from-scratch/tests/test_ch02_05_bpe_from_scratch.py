@@ -79,7 +79,7 @@ def test_specials_saving_and_bad_input(tmp_path):
 
 def test_lowest_rank_first_is_not_left_to_right():
     tokenizer = BPETokenizerSimple()
-    tokenizer.train("bc bc bc ab ab", 259)
+    tokenizer.train("bc\nbc\nbc\nab\nab", 259)
     assert tokenizer.bpe_merges == {(98, 99): 256, (97, 98): 257}
     assert tokenizer.encode("abc") == [97, 256]  # from left to right: [257, 99]
 
