@@ -157,14 +157,14 @@ def transformer_block() -> plt.Figure:
 def generation_loop() -> plt.Figure:
     """One step of greedy generation and the way back to the start."""
     fig, ax = canvas(6.6, 2.6)
-    ids, crop = "ids\n(b, num_tokens)", "keep the last\ncontext_size ids"
-    steps = [ids, crop, "model: logits\n(b, n, vocab_size)", "last position,\nargmax: (b, 1)"]
+    ids, crop = "ids\n(b, num_tokens)", "1 keep the last\ncontext_size ids"
+    steps = [ids, crop, "2 model: logits\n(b, n, vocab_size)", "3 last position,\n4 argmax: (b, 1)"]
     for i, text in enumerate(steps):
         box(ax, 0.85 + 1.63 * i, 1.8, 1.4, 0.66, text, ["gray", "orange", "green", "blue"][i])
         if i:
             arrow(ax, (0.85 + 1.63 * i - 0.93, 1.8), (0.85 + 1.63 * i - 0.7, 1.8))
     arrow(ax, (5.74, 1.47), (5.74, 0.8), (0.85, 0.8), (0.85, 1.47), color=COLORS["red"])
-    ax.text(3.3, 0.55, "append the new id; repeat max_new_tokens times", ha="center", va="center", fontsize=10, color=COLORS["red"])
+    ax.text(3.3, 0.55, "5 append the new id; repeat max_new_tokens times", ha="center", va="center", fontsize=10, color=COLORS["red"])
     return fig
 
 

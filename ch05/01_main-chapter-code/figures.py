@@ -146,7 +146,7 @@ def step() -> plt.Figure:
 
 
 def fused() -> plt.Figure:
-    """c_attn cut into three parts; each is turned and becomes the weight of one projection."""
+    """c_attn cut into three parts; each is transposed and becomes the weight of one projection."""
     fig, ax = canvas(8.6, 3.7)
     label(ax, 43, 34.5, "One wide matrix of GPT-2 becomes three matrices of ours", 12, weight="bold")
     names = (("queries", "W_query", SKY), ("keys", "W_key", ORANGE), ("values", "W_value", GREEN))
@@ -154,7 +154,7 @@ def fused() -> plt.Figure:
         box(ax, 2 + 12 * i, 14, 12, 9, name, color, 10)
     label(ax, 20, 25.5, "c_attn/w: n_embd rows, 3 * n_embd columns", 10)
     label(ax, 20, 11, "(inputs, outputs)", 9.5, color="#333333")
-    label(ax, 46, 20.5, "cut into thirds,\nturn each", 10)
+    label(ax, 46, 20.5, "cut into thirds,\ntranspose each", 10)
     arrow(ax, (39, 17.5), (53, 17.5))
     for i, (_, ours, color) in enumerate(names):
         box(ax, 57, 22.5 - 8.5 * i, 11, 7.5, ours, color, 10)

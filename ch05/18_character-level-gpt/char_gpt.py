@@ -91,6 +91,7 @@ class CharGPT(OneHead):
 
     def __init__(self, vocab_size: int, layers: int):
         super().__init__(vocab_size)
+        # replaces the single head that OneHead made
         self.body = nn.Sequential(*[Block() for _ in range(layers)], nn.LayerNorm(EMB_DIM))
 
 
@@ -112,7 +113,8 @@ def loss_on(model: nn.Module, ids: torch.Tensor) -> float:
     count = (len(ids) - 1) // CONTEXT
     inputs = ids[: count * CONTEXT].view(count, CONTEXT)  # (count, CONTEXT)
     targets = ids[1 : count * CONTEXT + 1].view(count, CONTEXT)  # (count, CONTEXT)
-    return loss_of(model, inputs, targets).item()
+    pieces = zip(inputs.split(64), targets.split(64))  # a long text does not fit into memory at once
+    return sum(loss_of(model, *piece).item() * len(piece[0]) for piece in pieces) / count
 
 
 def train(model: nn.Module, ids: torch.Tensor, steps: int, rate: float) -> None:
@@ -161,7 +163,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         text = args.text.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        parser.exit(2, f"cannot read {args.text}: {getattr(error, 'strerror', None) or 'it is no text in UTF-8'}\n")
+        parser.exit(2, f"cannot read {args.text}: {getattr(error, 'strerror', None) or 'it is not a UTF-8 text file'}\n")
     if len(text) < 20 * CONTEXT:
         parser.exit(2, f"{args.text} has {len(text)} characters; learning takes at least {20 * CONTEXT}\n")
     characters = sorted(set(text))

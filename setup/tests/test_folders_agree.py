@@ -26,6 +26,26 @@ def test_the_preference_data_is_what_the_sources_of_chapter_7_say():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_schedulers_of_chapter_5_use_the_rates_of_appendix_d():
+    ours = """
+import json, torch
+from lr_schedulers import make_scheduler
+optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.01)
+scheduler, rates = make_scheduler(optimizer, 135, 27, 1e-5, 1e-6), []
+for _ in range(135):
+    rates.append(optimizer.param_groups[0]["lr"])
+    optimizer.step()
+    scheduler.step()
+print(json.dumps(rates))
+"""
+    theirs = "import exercise_checks, json; print(json.dumps(exercise_checks.rates_of_train_model(135, 27, 0.01, 1e-5, 1e-6)))"
+    rates = []
+    for folder, code in (("ch05/04_learning_rate_schedulers", ours), ("appendix-D/01_main-chapter-code", theirs)):
+        done = subprocess.run([sys.executable, "-c", code], cwd=REPO / folder, capture_output=True, text=True, check=True)
+        rates.append(json.loads(done.stdout))
+    assert len(rates[0]) == 135 and rates[0] == pytest.approx(rates[1], rel=1e-6)
+
+
 def test_the_recipe_of_gpt2_mini_names_programs_that_are_there():
     for page in ("README.md", "gpt2-mini/README.md"):
         folder = REPO / "ch05/03_bonus_pretraining_on_gutenberg"

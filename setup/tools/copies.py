@@ -34,8 +34,8 @@ NUMBERED = re.compile(r"((?:ch\d\d|appendix-[A-E])/\d\d_[^/]+)/(?:tests/)?[^/]+\
 MARK = re.compile(r"Generated (?:by|from \S+ by) `make copies`")
 SOLUTIONS, EDITION = "exercise-solutions.ipynb", "exercises.ipynb"
 NOTE = (
-    f"*Generated from `{SOLUTIONS}` by `make copies`; do not edit the tasks here. How to use it: work each exercise in its stub cell, "
-    f"then run the check cell below it; worked solutions are in `{SOLUTIONS}`.*"
+    f"*Work each exercise in its stub cell, then run the check cell below it; worked solutions are in `{SOLUTIONS}`. "
+    f"(Generated from `{SOLUTIONS}` by `make copies`.)*"
 )
 
 

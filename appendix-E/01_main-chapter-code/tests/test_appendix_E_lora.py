@@ -341,7 +341,7 @@ def test_find_linear_layers_names_every_layer_once_used():
 
 def test_readme_prints_what_its_example_prints(capsys):
     text = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
-    example, printed = re.findall(r"```(?:python)?\n(.*?)```", text, flags=re.DOTALL)
+    example, printed = re.search(r"```python\n(import torch\n.*?)```\n\n```\n(.*?)```", text, flags=re.DOTALL).groups()
     exec(compile(example, "README.md", "exec"), {})
     assert capsys.readouterr().out == printed
 
@@ -350,4 +350,4 @@ def test_readme_lists_every_file():
     folder = Path(__file__).resolve().parents[1]
     text = (folder / "README.md").read_text(encoding="utf-8")
     listed = {name for row in text.splitlines() if row.startswith("| [") for name in re.findall(r"\]\(([^)]+)\)", row)}
-    assert listed == {path.name for path in folder.iterdir() if path.suffix in (".py", ".ipynb")}
+    assert listed == {path.name for path in folder.iterdir() if path.suffix in (".py", ".ipynb", ".txt", ".jsonl", ".png")}

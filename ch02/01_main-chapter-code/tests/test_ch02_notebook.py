@@ -31,7 +31,7 @@ STATED = {
     f"{len(TOKENS):,} tokens for {len(STORY):,} characters is about four": 3.5 < len(STORY) / len(TOKENS) < 4.5,
     f"{len(TOKENS):,} against {IDS:,} tokens": True,
     f"how many of the {len(set(TOKENS))} tokens occur exactly once": True,
-    "Every fifth token is a mark": 0.19 < sum(not t[0].isalnum() for t in TOKENS) / len(TOKENS) < 0.21,
+    "One token in five is a mark": 0.19 < sum(not t[0].isalnum() for t in TOKENS) / len(TOKENS) < 0.21,
     f"Periods and commas alone are {TOKENS.count('.') + TOKENS.count(',')} of the {sum(not t[0].isalnum() for t in TOKENS):,}": True,
     f"quotation marks another {TOKENS.count(chr(34))}": True,
     "More than one token in seven": 1 / 7 < sum(t not in set(TOKENS[:HALF]) for t in TOKENS[HALF:]) / (len(TOKENS) - HALF) < 1 / 6,
@@ -105,3 +105,9 @@ def test_the_summary_notebook_imports_the_module_and_defines_nothing():
     cells = [cell.source for cell in nbformat.read(FOLDER / "dataloader.ipynb", as_version=4).cells if cell.cell_type == "code"]
     assert "from dataloader import" in "\n".join(cells)
     assert not [source for source in cells if re.search(r"^(def|class) ", source, flags=re.M)]
+
+
+def test_the_answer_about_numbers_is_what_the_tokenizer_does():
+    pieces = {number: [TOKENIZER.decode([i]) for i in TOKENIZER.encode(number)] for number in ("1999", "2026", "123456")}
+    assert pieces == {"1999": ["1999"], "2026": ["20", "26"], "123456": ["123", "456"]}
+    assert "`1999` stays in one piece, `2026` becomes `20` and `26`, `123456` becomes `123` and `456`" in PROSE

@@ -44,7 +44,7 @@ def test_prose_numbers_about_she_and_nell_hold(sentence, prose):
     weights = torch.softmax(scores, dim=0)
     parts = weights[:, None] * sentence  # (5, 4)
     after = parts.sum(dim=0)
-    assert f'"Nell" wins with {scores[0]:.2f}, even before "she" itself with {scores[3]:.2f}' in prose
+    assert f'"Nell" wins with {scores[0]:.2f}, even ahead of "she" itself with {scores[3]:.2f}' in prose
     assert f"it went from {sentence[3, 2]:.2f} to {after[2]:.2f}" in prose
     assert f'with {parts[0, 2]:.2f} of it from "Nell" and {parts[4, 2]:.2f} from "rowed"' in prose
     assert f"*person* fell from {sentence[3, 0]:.2f} to {after[0]:.2f}" in prose
@@ -63,7 +63,8 @@ def test_every_core_try_it_has_an_answer(prose):
     core = prose[: prose.index("## What you have built")]
     folded = core[core.index("<details>") : core.index("</details>")]
     answers = prose[prose.index("## Answers to the Try-its") : prose.index("## 3.8")]
-    assert core.count("**Try it:**") - folded.count("**Try it:**") == answers.count("<details>") == answers.count("</details>") == 11
+    assert core.count("**Try it:**") - folded.count("**Try it:**") == answers.count("<summary>") - answers.count("<summary>3.8") == 11
+    assert answers.count("<details>") == answers.count("</details>") == answers.count("<summary>") == 13
     assert "**Try it.**" not in prose and "**Prediction" not in prose
 
 
@@ -111,3 +112,10 @@ def test_readme_shows_the_scripts_lines(capsys):
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     count = multihead_attention.count_parameters(multihead_attention.MultiHeadAttention(768, 768, 4, 0.0, 12))
     assert f"parameters: {count:,}" in text
+
+
+def test_the_answer_about_a_second_nell_is_true(sentence):
+    copied = sentence.clone()
+    copied[2] = sentence[0]
+    before, after = (torch.softmax(x @ x.T, dim=-1) for x in (sentence, copied))
+    assert torch.equal(after[2], after[0]) and ((after - before).abs() > 0.005).any(dim=-1).all()

@@ -46,8 +46,8 @@ def test_the_pulses_in_the_prose_are_the_printed_ones():
 
 def test_what_scale_buys_is_computed_from_the_table():
     mini, smol, gemma = (printed(name)[-1] for name in ("GPT-2 mini  ", "SmolLM2-135M-Instruct  ", r"Gemma 3 270M .*6 trillion"))
-    assert f"from {mini} to {smol} nats for each byte, {1 - smol / mini:.0%}".replace("%", " %") in PROSE
-    assert f"take off another {1 - gemma / smol:.0%}".replace("%", " %") in PROSE
+    assert f"is {smol} nats for each byte instead of {mini}, {1 - smol / mini:.0%} less" in PROSE
+    assert f"is another {1 - gemma / smol:.0%} lower" in PROSE
 
 
 def test_every_diagram_is_in_the_notebook():

@@ -114,7 +114,7 @@ def test_the_program_shows_four_steps_and_their_losses(capsys):
     [
         (["--text", "missing.txt"], "cannot read missing.txt"),
         (["--text", "short.txt"], "has 3 characters"),
-        (["--text", "binary.bin"], "no text in UTF-8"),
+        (["--text", "binary.bin"], "is not a UTF-8 text file"),
         (["--prompt", "日"], "the text has no '日'"),
         (["--prompt", ""], "at least one character"),
         (["--shorten", "0"], "at least 1"),
