@@ -78,7 +78,8 @@ def measure(size: int, num_merges: int, samples: int) -> dict:
         "processor": processor(), "python": platform.python_version(),
         "bytes": len(text.encode("utf-8")), "merges": merges, "tokens": len(ids), "samples": len(recounts),
         "train_seconds": round(train, 2), "recount_seconds_per_merge": round(recount, 3), "train_ratio": round(recount * merges / train),
-        "encode_seconds": round(encode, 2), "attempt_seconds_per_merge": round(attempt, 3), "encode_ratio": round(attempt * merges / encode),
+        "encode_seconds": round(encode, 2),
+        "attempt_seconds_per_merge": round(attempt, 3), "encode_ratio": round(attempt * merges / encode),
     }  # fmt: skip
 
 
