@@ -224,6 +224,9 @@ def test_facts_of_the_texts():
     pieces = fresh.pat.findall(STORY)
     assert "".join(pieces) == STORY and 0.75 < 1 - len(set(pieces)) / len(pieces) < 0.85 and "four of five" in PROSE
     assert f"all {len(REFERENCE.encode(STORY)):,} ids are returned" in PROSE
+    start = fresh.pat.findall(STORY[: len(STORY) // 64])
+    different, every = round(len(set(pieces)) / len(set(start))), round(len(pieces) / len(start))
+    assert f"those become {different} times as many, and all pre-tokens {every} times" in PROSE
 
 
 def test_no_merge_holds_a_token_that_is_learned_later():
