@@ -13,8 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import regex
-from bpe_from_scratch import bytes_to_unicode
-from previous_chapters import GPT2_FILE_SHA256, OneLineParser, gpt2_data_folder, place_file, read_text
+from previous_chapters import GPT2_FILE_SHA256, OneLineParser, bytes_to_unicode, gpt2_data_folder, place_file, read_text
 
 # Contractions; letters, digits or other signs, each run with at most one space before it; whitespace, where a run before a
 # word leaves its last space to the word.

@@ -11,9 +11,8 @@ from pathlib import Path
 import bpe_openai_gpt2
 import nbformat
 import pytest
-from bpe_from_scratch import BPETokenizerSimple
 from bpe_openai_gpt2 import Encoder, bytes_to_unicode, download_vocab, get_encoder, get_pairs, join_pair, main
-from previous_chapters import GPT2_FILE_SHA256, STORY_FILE, gpt2_data_folder, gpt2_tokenizer
+from previous_chapters import GPT2_FILE_SHA256, STORY_FILE, BPETokenizerSimple, gpt2_data_folder, gpt2_tokenizer
 
 FOLDER = Path(bpe_openai_gpt2.__file__).parent
 README = (FOLDER / "README.md").read_text(encoding="utf-8")
