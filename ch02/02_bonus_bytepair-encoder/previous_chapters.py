@@ -225,6 +225,7 @@ def read_merges(path: str | Path, vocab: dict[int, str]) -> dict[tuple[int, int]
 # GPT-2's pre-tokens: contractions, words, numbers, other signs, whitespace; a run before a word leaves it the last space.
 PRE_TOKEN = regex.compile(r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
 DEFAULT_SPECIALS = frozenset({"<|endoftext|>"})
+GPT2_FILES = "50257 entries, 50000 merges, <|endoftext|> = 50256"
 
 
 def pretokenize_text(text: str) -> list[str]:
@@ -434,9 +435,8 @@ class BPETokenizerSimple(BytePairEncoder):
         vocab = read_vocab(vocab_path, tokens_first=True)
         merges = read_merges(bpe_merges_path, vocab)
         found = f"{len(vocab)} entries, {len(merges)} merges, {vocab[len(vocab) - 1]} = {len(vocab) - 1}"
-        expected = "50257 entries, 50000 merges, <|endoftext|> = 50256"
-        if found != expected:
-            raise ValueError(f"{vocab_path}, {bpe_merges_path}: {found}, but GPT-2 has {expected}")
+        if found != GPT2_FILES:
+            raise ValueError(f"{vocab_path}, {bpe_merges_path}: {found}, but GPT-2 has {GPT2_FILES}")
         self.set_state(vocab, merges, {"<|endoftext|>"})
 
     def save_vocab_and_merges(self, vocab_path: str | Path, bpe_merges_path: str | Path) -> None:
