@@ -55,7 +55,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_log(path: Path, log: list[dict]) -> None:
     order = {name: place for place, name in enumerate(VARIANTS)}
-    rows = sorted(log, key=lambda record: (str(setting_of(record)[:5]), record["context_length"], order[record["variant"]]))
+    rows = sorted(log, key=lambda record: (record["dtype"] != "float32", setting_of(record), order[record["variant"]]))
     write_text(path, "[\n" + ",\n".join(json.dumps(record) for record in rows) + "\n]\n")
 
 
