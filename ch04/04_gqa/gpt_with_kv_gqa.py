@@ -1,6 +1,6 @@
 """The GPT with grouped-query attention: several heads share one set of keys and values, so the cache holds fewer of them.
 
-`GroupedQueryAttention` changes three lines of multi-head attention, marked `# changed`. With as many groups as heads it is
+`GroupedQueryAttention` changes the lines of multi-head attention that are marked `# changed`. With as many groups as heads it is
 multi-head attention, with one group it is multi-query attention.
 
 Run it:  python gpt_with_kv_gqa.py --n_kv_groups 2

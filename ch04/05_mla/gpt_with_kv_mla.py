@@ -80,7 +80,7 @@ class MultiHeadLatentAttention(LatentCache):
 def absorbed_forward(att: MultiHeadLatentAttention, x: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
     """What `att` returns for the last tokens x (b, num_tokens, d_in) of a text with these latent vectors (b, num_keys, latent_dim).
 
-    No key and no value is ever computed: each head's half of W_UK moves over to the query, and each head's half of W_UV is
+    No key and no value is ever computed: each head's slice of W_UK moves over to the query, and each head's slice of W_UV is
     applied after the weighted sum. For inference, without dropout; ValueError for an attention with biases.
     """
     if att.W_UK.bias is not None:

@@ -609,7 +609,7 @@ def compare_on_story(builders: dict[str, Callable], seeds: list[int], steps: int
 
 def comparison_rows(log: dict) -> list[str]:
     """The log as lines of a Markdown table: parameters, best held-out loss of each seed, their mean. Folder 04 of chapter 4."""
-    rows = ["| variant | parameters | held-out loss, each seed | mean |", "|---|---|---|---|"]
+    rows = ["| variant | parameters | lowest held-out loss, each seed | mean |", "|---|---|---|---|"]
     for name, run in log["runs"].items():
         best = [min(losses) for losses in run["held_out"]]
         cells = (name, f"{run['parameters']:,}", ", ".join(f"{loss:.3f}" for loss in best), f"{statistics.mean(best):.3f}")

@@ -2,7 +2,9 @@
 
 import importlib
 import json
+import math
 import re
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import compare_gqa
@@ -96,6 +98,31 @@ def test_variants_see_the_same_batches_and_a_seed_repeats_its_run():
     log = story_comparison.compare_on_story(builders, [5], 12)
     assert log["runs"]["one"] == log["runs"]["two"] and len(log["runs"]["one"]["held_out"][0]) == 10
     assert log["runs"]["one"]["held_out"][0][-1] < 4.0  # log(62) = 4.13 is knowing nothing
+
+
+def counting_table_loss(length):
+    """Held-out loss per character of counts of what follows `length` characters, backing off to shorter ones (Witten and Bell)."""
+    train, held_out, letters = story_comparison.story_characters()
+    text = train.tolist() + held_out.tolist()
+    counts = defaultdict(Counter)
+    for place in range(len(train)):
+        for n in range(min(length, place) + 1):
+            counts[tuple(text[place - n : place])][text[place]] += 1
+    losses = []
+    for place in range(len(train), len(text)):
+        chance = 1 / letters
+        for n in range(length + 1):
+            seen = counts.get(tuple(text[place - n : place]))
+            if seen:
+                chance = (seen[text[place]] + len(seen) * chance) / (seen.total() + len(seen))
+        losses.append(-math.log(chance))
+    return sum(losses) / len(losses)
+
+
+def test_the_page_compares_with_tables_of_counts():
+    found = [f"{counting_table_loss(length):.2f}" for length in (1, 2, 3)]
+    said = re.search(r"reaches (\S+) on the same held-out text, one that looks at two characters (\S+), at three (\S+)\\.", PAGE)
+    assert list(said.groups()) == found
 
 
 def test_the_readme_quotes_the_committed_log():
