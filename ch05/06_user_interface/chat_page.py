@@ -101,10 +101,12 @@ def build_app(name: str, load: Callable[[], tuple]) -> gr.ChatInterface:
         gr.Slider(0, 100, value=1, step=1, label="Top-k: choose among so many tokens (0: among all)"),
         gr.Checkbox(label="Go on with the text above"),
     ]
-    count = sum(parameter.numel() for parameter in loaded[1].parameters())
+    gpt = loaded[1]
+    tied = torch.equal(gpt.tok_emb.weight, gpt.out_head.weight)  # GPT-2's two tables are one, counted once
+    count = sum(parameter.numel() for parameter in gpt.parameters()) - tied * gpt.out_head.weight.numel()
     return gr.ChatInterface(
         chat,
-        chatbot=gr.Chatbot(label="Text", render_markdown=False, height=340, **known_by(gr.Chatbot.__init__, type="messages")),
+        chatbot=gr.Chatbot(label="Text", render_markdown=False, height=420, **known_by(gr.Chatbot.__init__, type="messages", buttons=[])),
         additional_inputs=settings,
         title="Let it go on",
         description=DESCRIPTION.format(name=name, parameters=count, context=loaded[2]["context_length"]),

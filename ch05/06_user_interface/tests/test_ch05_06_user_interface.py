@@ -176,6 +176,12 @@ def test_the_own_model_is_found_beside_the_folder(tmp_path, monkeypatch, weights
         app_own.find_model()
 
 
+def test_the_page_names_the_model_and_its_size():
+    page = chat_page.build_app("GPT-2 (mini)", app_orig.get_model_and_tokenizer)
+    assert "**GPT-2 (mini)** has 12,368,064 parameters and reads at most 256 tokens" in page.description
+    assert isinstance(page, gradio.ChatInterface) and page.analytics_enabled is False
+
+
 def test_a_model_is_read_to_the_chosen_device(weights, monkeypatch):
     asked, load = [], torch.load
     monkeypatch.setattr(torch, "load", lambda *args, **options: asked.append(options) or load(*args, **options))
