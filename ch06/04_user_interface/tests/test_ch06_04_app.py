@@ -18,8 +18,9 @@ import app
 import gradio
 import pytest
 import torch
-from browser import ANSWERS, FOLDER, ask, free_port, open_browser, open_page, running_app
+from browser import ANSWERS, FOLDER, ask
 from classifier import add_classification_head, load_classifier, spam_probability
+from page_tests import free_port, open_browser, open_page, running_app
 from playwright.sync_api import Error, expect, sync_playwright
 from previous_chapters import GPTModel, gpt2_tokenizer
 
