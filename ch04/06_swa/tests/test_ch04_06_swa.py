@@ -1,10 +1,12 @@
 """Sliding windows: equal to the fused call with a band mask, cached = uncached for any chunks, one split of the layers everywhere."""
 
 import importlib
+import json
 import random
 import re
 from pathlib import Path
 
+import compare_swa
 import gpt_with_kv_swa
 import memory_estimator_swa
 import plot_memory_estimates_swa
@@ -15,7 +17,7 @@ from gpt_with_kv_mha import GPTModel as FullModel
 from gpt_with_kv_mha import cache_bytes
 from gpt_with_kv_swa import MultiHeadAttentionWithSWA
 from memory_estimator_swa import distribute_layers, estimate_totals, parse_ratio
-from previous_chapters import generate_text_simple_cached
+from previous_chapters import comparison_rows, generate_text_simple_cached
 
 FOLDER = Path(gpt_with_kv_swa.__file__).parent
 PAGE = (FOLDER / "README.md").read_text(encoding="utf-8")
@@ -155,11 +157,19 @@ def test_plot_and_estimator_give_the_same_bytes(tmp_path):
 
 def test_every_command_of_the_readme_runs_and_prints_what_stands_there(capsys):
     commands = re.findall(r"^python (\w+)\.py *(.*)$", PAGE, re.MULTILINE)
-    assert {name for name, _ in commands} == {"gpt_with_kv_swa", "memory_estimator_swa", "plot_memory_estimates_swa"}
+    assert {name for name, _ in commands} == {"gpt_with_kv_swa", "memory_estimator_swa", "plot_memory_estimates_swa", "compare_swa"}
     for name, options in commands:
+        if name == "compare_swa":
+            options += " --steps 10 --seeds 1"
         assert importlib.import_module(name).main(options.split()) == 0
         lines = [line for line in capsys.readouterr().out.splitlines() if not re.match(r"time:|wrote", line)]
-        assert "\n".join(lines) in PAGE
+        assert name == "compare_swa" or "\n".join(lines) in PAGE
+
+
+def test_the_readme_quotes_the_committed_log():
+    log = json.loads((FOLDER / "story-comparison.json").read_text(encoding="utf-8"))
+    assert list(log["runs"]) == list(compare_swa.BUILDERS) and len(log["seeds"]) == 3 and log["processor"] in PAGE
+    assert "\n".join(comparison_rows(log)) in PAGE
 
 
 @pytest.mark.parametrize(
