@@ -37,7 +37,8 @@ def delta_rule_steps(queries, keys, values, log_alpha, beta, state):
         remembered = key.transpose(2, 3) @ state  # (b, num_heads, 1, head_dim)
         delta = beta[:, :, t, None, None] * (value - remembered)  # (b, num_heads, 1, head_dim)
         state = state + key @ delta  # (b, num_heads, head_dim, head_dim)
-        outputs.append(query @ state)  # (b, num_heads, 1, head_dim)
+        output = query @ state  # (b, num_heads, 1, head_dim)
+        outputs.append(output)
     return torch.cat(outputs, dim=2), state
 
 
