@@ -200,9 +200,16 @@ def append(path: Path, entry: dict) -> None:
         file.write(json.dumps(entry) + "\n")
 
 
+def add_trial(args: argparse.Namespace, cfg: dict, text: str, trials: list[dict], number: int, settings: dict, seed: int) -> None:
+    """Run one trial and keep it, in `trials` and at once in args.output."""
+    trial = {"number": number, "seed": seed, "settings": settings}
+    trial |= run_trial(settings, cfg, text, seed, pick_device(args.device), args.eval_iter)
+    trials.append(trial)
+    append(args.output, trial)
+
+
 def search(args: argparse.Namespace, grid: dict, cfg: dict, text: str, trials: list[dict]) -> None:
     """Run the trials that are missing, in order, until --max_trials or --time_limit; appends each to args.output."""
-    device = pick_device(args.device)
     done = {trial["number"] for trial in trials if trial["seed"] == args.seed}
     deadline = time.monotonic() + 60 * (args.time_limit or math.inf)
     wanted = min(args.max_trials or count_of(grid), count_of(grid))
@@ -214,26 +221,18 @@ def search(args: argparse.Namespace, grid: dict, cfg: dict, text: str, trials: l
             if time.monotonic() > deadline:
                 print(f"time limit of {args.time_limit:g} minutes reached: {bar.n} of {wanted} trials; go on with --resume")
                 break
-            settings = combination(grid, number)
-            trial = {"number": number, "seed": args.seed, "settings": settings}
-            trial |= run_trial(settings, cfg, text, args.seed, device, args.eval_iter)
-            trials.append(trial)
-            append(args.output, trial)
+            add_trial(args, cfg, text, trials, number, combination(grid, number), args.seed)
             bar.update()
 
 
 def confirm(args: argparse.Namespace, cfg: dict, text: str, trials: list[dict]) -> list[dict]:
     """Train the args.confirm best settings of args.seed again with four other seeds; appends each run, returns all of them."""
-    device = pick_device(args.device)
     best = ranked([trial for trial in trials if trial["seed"] == args.seed])[: args.confirm]
     done = {(trial["number"], trial["seed"]) for trial in trials}
     runs = [(trial, seed) for trial in best for seed in range(args.seed + 1, args.seed + 5)]
     for trial, seed in tqdm(runs, unit="run", file=sys.stderr, leave=False):
         if (trial["number"], seed) not in done:
-            again = {"number": trial["number"], "seed": seed, "settings": trial["settings"]}
-            again |= run_trial(trial["settings"], cfg, text, seed, device, args.eval_iter)
-            trials.append(again)
-            append(args.output, again)
+            add_trial(args, cfg, text, trials, trial["number"], trial["settings"], seed)
     return best
 
 

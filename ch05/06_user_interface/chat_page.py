@@ -55,8 +55,9 @@ def conversation_text(history: list) -> str:
     parts = []
     for message in history:
         content = message["content"]
-        parts += [content] if isinstance(content, str) else [part["text"] for part in content if part.get("type") == "text"]
-    return html.unescape("".join(parts))
+        texts = [content] if isinstance(content, str) else [part["text"] for part in content if part.get("type") == "text"]
+        parts += [html.unescape(text) for text in texts] if message["role"] == "assistant" else texts  # as `build_app` escaped them
+    return "".join(parts)
 
 
 def respond(

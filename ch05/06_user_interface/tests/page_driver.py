@@ -10,7 +10,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from playwright.sync_api import Browser, Page, Playwright
+import pytest
+from playwright.sync_api import Browser, Error, Page, Playwright, sync_playwright
 
 # Runs a program like `python PROGRAM OPTIONS`, and reports every address outside this computer that it asks for.
 WATCHED = """
@@ -55,6 +56,19 @@ def open_browser(playwright: Playwright) -> Browser:
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     where = {"executable_path": path} if path else {"channel": "chrome"}
     return playwright.chromium.launch(**where, args=["--no-sandbox", "--disable-background-networking"])
+
+
+@contextlib.contextmanager
+def browser_or_skip() -> Iterator[Browser]:
+    """A browser until the `with` ends; without one the test is skipped, but on a CI server it fails. Folder ch05/06."""
+    with sync_playwright() as playwright:
+        try:
+            browser = open_browser(playwright)
+        except Error as error:
+            if os.environ.get("CI") == "true":
+                raise
+            pytest.skip(f"no browser to drive: install Chromium or Chrome ({str(error).splitlines()[0]})")
+        yield browser
 
 
 def open_page(browser: Browser, address: str, height: int = 420) -> tuple[Page, list[str]]:

@@ -5,7 +5,6 @@ The models are tiny random ones, so these tests are about the page. Those that d
 
 import itertools
 import json
-import os
 import re
 import shlex
 import shutil
@@ -20,8 +19,8 @@ import chat_page
 import gradio
 import pytest
 import torch
-from page_driver import free_port, open_browser, open_page, running_app
-from playwright.sync_api import Error, expect, sync_playwright
+from page_driver import browser_or_skip, free_port, open_page, running_app
+from playwright.sync_api import expect
 from previous_chapters import GPTModel, generate, text_to_token_ids, token_ids_to_text
 
 FOLDER = Path(chat_page.__file__).parent
@@ -121,6 +120,7 @@ def test_going_on_reads_the_whole_text_and_else_the_message_alone(loaded):
     assert last(" twice", loaded, history, max_new_tokens=6, go_on=True) == together != alone
     parts = [turn("user", [{"type": "text", "text": "The clock"}]), turn("assistant", [{"type": "text", "text": " struck <b>"}])]
     assert last(" twice", loaded, parts, max_new_tokens=6, go_on=True) == together  # as gradio 6 gives it
+    assert chat_page.conversation_text([turn("user", "&lt; ")]) == "&lt; "  # what a visitor typed is read as typed
     long = [turn("user", "go " * 60)]
     kept = loaded[0].decode(loaded[0].encode("go " * 60 + "on")[-24:])
     assert last("on", loaded, long, max_new_tokens=4, go_on=True) == last(kept, loaded, max_new_tokens=4)
@@ -300,15 +300,9 @@ def log(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser_and_address(weights, log):
-    with sync_playwright() as playwright:
-        try:
-            browser = open_browser(playwright)
-        except Error as error:
-            if os.environ.get("CI") == "true":
-                raise
-            pytest.skip(f"no browser to drive: install Chromium or Chrome ({str(error).splitlines()[0]})")
-        with running_app(FOLDER, "--model", str(weights), "--device", "cpu", log=log, program="app_own.py") as address:
-            yield browser, address
+    options = ("--model", str(weights), "--device", "cpu")
+    with browser_or_skip() as browser, running_app(FOLDER, *options, log=log, program="app_own.py") as address:
+        yield browser, address
 
 
 @pytest.fixture

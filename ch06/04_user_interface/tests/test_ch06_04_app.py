@@ -5,7 +5,6 @@ The model is a tiny random one, so these tests are about the page. Those that dr
 Run it:  pytest ch06/04_user_interface/tests/test_ch06_04_app.py
 """
 
-import os
 import re
 import shutil
 import socket
@@ -20,8 +19,8 @@ import pytest
 import torch
 from browser import ANSWERS, FOLDER, ask
 from classifier import add_classification_head, load_classifier, spam_probability
-from page_tests import free_port, open_browser, open_page, running_app
-from playwright.sync_api import Error, expect, sync_playwright
+from page_tests import browser_or_skip, free_port, open_page, running_app
+from playwright.sync_api import expect
 from previous_chapters import GPTModel, gpt2_tokenizer
 
 TINY = {"vocab_size": 50257, "context_length": 40, "emb_dim": 12, "n_layers": 1, "n_heads": 2, "drop_rate": 0.1, "qkv_bias": False}
@@ -58,15 +57,8 @@ def visit(checkpoint, log, tmp_path_factory):
     trained = chapter / "01_main-chapter-code/spam-classifier/review_classifier.pth"
     trained.parent.mkdir(parents=True)
     shutil.copyfile(checkpoint, trained)
-    with sync_playwright() as playwright:
-        try:
-            browser = open_browser(playwright)
-        except Error as error:
-            if os.environ.get("CI") == "true":
-                raise
-            pytest.skip(f"no browser to drive: install Chromium or Chrome ({str(error).splitlines()[0]})")
-        with running_app(chapter / FOLDER.name, "--device", "cpu", log=log) as address:
-            yield open_page(browser, address)
+    with browser_or_skip() as browser, running_app(chapter / FOLDER.name, "--device", "cpu", log=log) as address:
+        yield open_page(browser, address)
 
 
 def expected_percent(checkpoint: Path, text: str) -> dict:

@@ -6,7 +6,6 @@ Chromium or Chrome.
 Run it:  pytest ch07/06_user_interface/tests/test_ch07_06_app.py
 """
 
-import os
 import re
 import shlex
 import shutil
@@ -22,8 +21,8 @@ import pytest
 import torch
 from chat_browser import BOT, FOLDER, USER, ask, send
 from instructions import InstructionDataset, create_loaders, load_tuned_gpt, train_on_answers
-from page_tests import free_port, open_browser, open_page, running_app
-from playwright.sync_api import Error, expect, sync_playwright
+from page_tests import browser_or_skip, free_port, open_page, running_app
+from playwright.sync_api import expect
 from previous_chapters import GPTModel, adamw, gpt2_tokenizer
 
 TINY = {"vocab_size": 50257, "context_length": 90, "emb_dim": 32, "n_layers": 1, "n_heads": 2, "drop_rate": 0.1, "qkv_bias": False}
@@ -256,15 +255,8 @@ def browser_and_address(weights, log, tmp_path_factory):
     shutil.copytree(FOLDER, chapter / FOLDER.name, ignore=shutil.ignore_patterns("__pycache__", "*.pth"))
     (chapter / "01_main-chapter-code").mkdir()
     shutil.copyfile(weights, chapter / "01_main-chapter-code" / "gpt2-mini-sft.pth")
-    with sync_playwright() as playwright:
-        try:
-            browser = open_browser(playwright)
-        except Error as error:
-            if os.environ.get("CI") == "true":
-                raise
-            pytest.skip(f"no browser to drive: install Chromium or Chrome ({str(error).splitlines()[0]})")
-        with running_app(chapter / FOLDER.name, "--device", "cpu", log=log) as address:
-            yield browser, address
+    with browser_or_skip() as browser, running_app(chapter / FOLDER.name, "--device", "cpu", log=log) as address:
+        yield browser, address
 
 
 @pytest.fixture
