@@ -162,3 +162,21 @@ def test_bad_input_ends_in_one_line(module, options, message, capsys):
         module.main(options)
     lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("device:")]
     assert stop.value.code == 2 and len(lines) == 1 and message in lines[0]
+
+
+def test_the_shades_of_the_picture_are_the_rule_applied_to_an_example():
+    picture = (FOLDER / "delta-rule.svg").read_text(encoding="utf-8")
+    found = re.findall(r'<rect x="(\d+)" y="(\d+)"[^>]*fill="(#\w+)" fill-opacity="([\d.]+)"', picture)
+    shade = {(int(x), int(y), color): float(number) for x, y, color, number in found}
+    blue, orange = "#0072B2", "#E69F00"
+    square = lambda left, color: torch.tensor([[shade[left + 18 * j, 70 + 18 * i, color] for j in range(4)] for i in range(4)])  # noqa: E731
+    row = lambda y, color: torch.tensor([shade[300 + 18 * j, y, color] for j in range(4)])  # noqa: E731
+    key = torch.tensor([shade[425, 70 + 18 * i, "#CC79A7"] for i in range(4)])
+    faded, asked, value, delta = square(144, blue), row(66, blue), row(102, "#009E73"), row(138, orange)
+    near = {"atol": 0.02, "rtol": 0}
+    torch.testing.assert_close(key.norm(), torch.tensor(1.0), **near)
+    torch.testing.assert_close(faded, 0.45 * square(18, blue), **near)
+    torch.testing.assert_close(asked, key @ faded, **near)
+    torch.testing.assert_close(delta, 0.8 * (value - asked), **near)
+    torch.testing.assert_close(square(452, blue), faded, **near)
+    torch.testing.assert_close(square(452, orange), torch.outer(key, delta), **near)
